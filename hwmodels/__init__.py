@@ -1,0 +1,22 @@
+"""Hardware models: what each layer costs at each option, as tables."""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if __name__ != "mpsearch.hwmodels":
+    raise ImportError(f"{__name__!r} is the source of 'mpsearch.hwmodels': import it by that name")
+
+if TYPE_CHECKING:
+    from mpsearch.hwmodels.ace import Ace
+    from mpsearch.hwmodels.bitops import BitOps
+    from mpsearch.hwmodels.size import Size
+else:
+    _modules = {"Ace": "ace", "BitOps": "bitops", "Size": "size"}
+
+    def __getattr__(name: str) -> object:
+        if name not in _modules:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{__name__}.{_modules[name]}"), name)
+
+
+__all__ = ["Ace", "BitOps", "Size"]

@@ -1,0 +1,121 @@
+"""Mixed-precision search: which number format each layer of a network should have.
+
+Estimators and hardware models write tables, solvers read them, allocations leave, and every
+allocation is run for real before anyone is asked to believe it.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from mpsearch import registry
+
+if TYPE_CHECKING:
+    from mpsearch import export
+    from mpsearch.allocation import Allocation, Frontier, Infeasible
+    from mpsearch.documents import load_problem, load_table, save_problem, save_table
+    from mpsearch.formats import Format, Option, options
+    from mpsearch.network import Layer, Network, numbered
+    from mpsearch.pipeline import (
+        Allocator,
+        Search,
+        cost,
+        costs,
+        estimate,
+        frontier,
+        search,
+        solve,
+    )
+    from mpsearch.problem import Budget, Constraint, Interaction, Problem, Solution, Status
+    from mpsearch.protocols import Backend, Estimator, HardwareModel, Solver
+    from mpsearch.quant.model import quantize, quantized_like
+    from mpsearch.quant.recipe import Recipe
+    from mpsearch.reading import BadDocument
+    from mpsearch.sweep import Sweep
+    from mpsearch.tables import Stages, Table
+    from mpsearch.task import Task
+    from mpsearch.tracing import trace
+    from mpsearch.verification import verify
+
+__version__ = "0.1.0"
+
+# Names, not imports: nothing is loaded before it is used, torch last of all.
+_HOME = {
+    "allocation": "Allocation Frontier Infeasible",
+    "documents": "load_problem load_table save_problem save_table",
+    "formats": "Format Option options",
+    "network": "Layer Network numbered",
+    "pipeline": "Allocator Search cost costs estimate frontier search solve",
+    "problem": "Budget Constraint Interaction Problem Solution Status",
+    "protocols": "Backend Estimator HardwareModel Solver",
+    "quant.model": "quantize quantized_like",
+    "quant.recipe": "Recipe",
+    "reading": "BadDocument",
+    "sweep": "Sweep",
+    "tables": "Stages Table",
+    "task": "Task",
+    "tracing": "trace",
+    "verification": "verify",
+}
+_MODULE = {name: module for module, names in _HOME.items() for name in names.split()}
+
+__all__ = [
+    "Allocation",
+    "Allocator",
+    "Backend",
+    "BadDocument",
+    "Budget",
+    "Constraint",
+    "Estimator",
+    "Format",
+    "Frontier",
+    "HardwareModel",
+    "Infeasible",
+    "Interaction",
+    "Layer",
+    "Network",
+    "Option",
+    "Problem",
+    "Recipe",
+    "Search",
+    "Solution",
+    "Solver",
+    "Stages",
+    "Status",
+    "Sweep",
+    "Table",
+    "Task",
+    "cost",
+    "costs",
+    "estimate",
+    "export",
+    "frontier",
+    "load_problem",
+    "load_table",
+    "numbered",
+    "options",
+    "quantize",
+    "quantized_like",
+    "registry",
+    "save_problem",
+    "save_table",
+    "search",
+    "solve",
+    "trace",
+    "verify",
+]
+
+
+if not TYPE_CHECKING:  # so that a misspelt name stays an error to type checkers
+
+    def __getattr__(name: str) -> Any:
+        if name == "export":
+            return import_module("mpsearch.export")
+        if name not in _MODULE:
+            raise AttributeError(f"module 'mpsearch' has no attribute {name!r}")
+        value = getattr(import_module(f"mpsearch.{_MODULE[name]}"), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

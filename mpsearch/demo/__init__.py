@@ -1,0 +1,6 @@
+"""Two small trained networks and their tasks, for trying things out on something real."""
+
+NETWORKS = {
+    "language": "mpsearch.demo.language:task",
+    "digits": "mpsearch.demo.digits:task",
+}

@@ -1,0 +1,5 @@
+"""Allocations in other tools' words: one module a tool, each a function of an allocation."""
+
+from mpsearch.export.torchao import torchao
+
+__all__ = ["torchao"]

@@ -1,0 +1,382 @@
+"""What solvers are given, and what they give back."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from fractions import Fraction
+
+import numpy as np
+
+from mpsearch.formats import Option
+from mpsearch.tables import Cost, Mask, Stages, Table
+
+RELATIVE_TOLERANCE = 1e-12  # of a budget on real numbers; integers are compared exactly
+OPTIMAL_GAP = 1e-9  # of the sum over layers of (largest - smallest loss)
+
+_UNITS: dict[str, int | Fraction] = {
+    "B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9,
+    "KiB": 2**10, "MiB": 2**20, "GiB": 2**30,
+    "s": 1, "ms": Fraction(1, 10**3), "us": Fraction(1, 10**6), "ns": Fraction(1, 10**9),
+    "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
+    "J": 1, "mJ": Fraction(1, 10**3), "uJ": Fraction(1, 10**6),
+}  # fmt: skip
+_LIMIT = re.compile(r"(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(?P<unit>[A-Za-z%]*)")
+
+
+class Status(Enum):
+    """How a solve ended."""
+
+    OPTIMAL = "proven optimal"
+    FEASIBLE = "within every budget, optimality not proven"
+    INFEASIBLE = "no choice is within every budget; loosen one or add a cheaper option"
+    UNKNOWN = "nothing found within the limits set, and nothing proven; allow more time"
+
+
+@dataclass(frozen=True, eq=False)
+class Budget:
+    """At most ``limit`` of a cost's total."""
+
+    cost: Cost
+    limit: float
+
+    def __post_init__(self) -> None:
+        """Refuse what is no limit."""
+        if not math.isfinite(self.limit):
+            raise ValueError(f"budget {self.cost.name!r} is {self.limit}; give a finite number")
+
+    @classmethod
+    def of(cls, cost: Cost, limit: "float | str") -> "Budget":
+        """Read a limit: a number, ``6.7MB``, ``25%``, ``4.0bit`` or ``uniform:w4a8``.
+
+        A percentage is of the unquantized network's cost; ``bit`` is the mean stored bits of the
+        table's weights, scales counted; ``uniform:`` is what one option everywhere costs.
+        """
+        if not isinstance(limit, str):
+            return cls(cost, limit)
+        if limit.startswith("uniform:"):
+            return cls(cost, _uniform_cost(cost, limit.removeprefix("uniform:")))
+        match = _LIMIT.fullmatch(limit.strip())
+        unit = match["unit"] if match else ""
+        scale = Fraction(1) if unit == "" else Fraction(_UNITS.get(unit, 0))
+        if match and unit == "%":
+            if cost.reference is None:
+                raise ValueError(
+                    f"cost {cost.name!r} has no unquantized reference, so {limit!r} means nothing;"
+                    f" give the budget in {cost.unit}"
+                )
+            scale = Fraction(cost.reference) / 100
+        elif match and unit in ("bit", "bits"):
+            return cls(
+                cost, _number(Fraction(match["number"]) * _weights(cost) / 8 + Fraction(cost.fixed))
+            )
+        if match is None or not scale or (unit in _UNITS and not _fits(unit, cost.unit)):
+            raise ValueError(
+                f"budget {cost.name}={limit} is not understood; {cost.name!r} is counted in"
+                f" {cost.unit}: write a number, 25%, uniform:OPTION"
+                + (", 4.0bit, or a unit such as kB, MB or MiB" if cost.unit == "byte" else "")
+            )
+        return cls(cost, _number(Fraction(match["number"]) * scale / _base(cost.unit)))
+
+    def within(self, choice: Sequence[int]) -> bool:
+        """Whether a choice keeps the budget: exactly for integers, to 1e-12 for real numbers."""
+        total = self.cost.total(choice)
+        if self.cost.exact:
+            return total <= self.limit
+        return total <= self.limit + RELATIVE_TOLERANCE * abs(self.limit)
+
+
+def _number(value: Fraction) -> float:
+    return int(value) if value.denominator == 1 else float(value)
+
+
+def _fits(unit: str, counted: str) -> bool:
+    if unit in ("k", "M", "G", "T"):
+        return True
+    if unit.endswith("B"):
+        return counted == "byte"
+    return counted.endswith("J" if unit.endswith("J") else "s") and counted in _UNITS
+
+
+def _base(counted: str) -> Fraction:
+    return Fraction(_UNITS.get(counted, 1)) if counted not in ("k", "M", "G", "T") else Fraction(1)
+
+
+def _weights(cost: Cost) -> int:
+    count = sum(layer.params for layer in cost.layers)
+    if cost.unit != "byte" or not count:
+        raise ValueError(
+            f"a budget in bits is a mean over stored weights; {cost.name!r} is counted in"
+            f" {cost.unit} over {count} weights: give it in {cost.unit}"
+        )
+    return count
+
+
+def _uniform_cost(cost: Cost, text: str) -> float:
+    option = Option.read(text)
+    if option not in cost.options:
+        known = ", ".join(str(o) for o in cost.options)
+        raise ValueError(f"no option is {text!r} here; there are {known}")
+    if isinstance(cost, Stages):
+        return cost.total([cost.options.index(option)] * len(cost.layers))
+    choice = cost.uniform(option)
+    if choice is None:
+        row = int((~cost.allowed[:, cost.options.index(option)]).argmax())
+        raise ValueError(
+            f"layer {cost.layers[row].name!r} may not take {text!r}; name another option"
+        )
+    return cost.total(choice)
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """``least <= sum of the terms' numbers <= most``; a term counts when its option is chosen.
+
+    ``terms`` are ``(layer index, option index, number)``.
+    """
+
+    name: str
+    terms: tuple[tuple[int, int, float], ...]
+    least: float | None = None
+    most: float | None = None
+
+    def holds(self, choice: Sequence[int]) -> bool:
+        """Whether a choice keeps it: exactly for integers, to 1e-12 of a bound otherwise."""
+        numbers = [n for row, column, n in self.terms if choice[row] == column]
+        exact = all(isinstance(n, int) for _, _, n in self.terms)
+        total = sum(numbers) if exact else math.fsum(numbers)
+        slack = 0 if exact else RELATIVE_TOLERANCE * max(abs(self.least or 0), abs(self.most or 0))
+        return (self.least is None or total >= self.least - slack) and (
+            self.most is None or total <= self.most + slack
+        )
+
+
+@dataclass(frozen=True)
+class Interaction:
+    """Loss added when two layers take these two options together."""
+
+    first: int
+    first_option: int
+    second: int
+    second_option: int
+    loss: float
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Pick one option per layer: least loss within every budget.
+
+    Attributes:
+        loss: The table to minimise.
+        budgets: All hold together.
+        costs: Every cost that is reported, budgeted or not.
+        ties: Layer indices that must take the same option.
+        constraints: Linear side conditions.
+        interactions: Pairwise losses, each unordered pair of layers and options once.
+    """
+
+    loss: Table
+    budgets: tuple[Budget, ...] = ()
+    costs: tuple[Cost, ...] = ()
+    ties: tuple[tuple[int, ...], ...] = ()
+    constraints: tuple[Constraint, ...] = ()
+    interactions: tuple[Interaction, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check that everything speaks of the loss's layers and options."""
+        budgeted = tuple(b.cost for b in self.budgets if all(b.cost is not c for c in self.costs))
+        object.__setattr__(self, "costs", (*budgeted, *self.costs))
+        names = [cost.name for cost in self.costs]
+        if len(set(names)) < len(names):
+            twice = next(n for n in names if names.count(n) > 1)
+            raise ValueError(f"two costs are named {twice!r}; give each its own name")
+        mine = [layer.name for layer in self.loss.layers]
+        for cost in self.costs:
+            if cost.options != self.loss.options or [c.name for c in cost.layers] != mine:
+                raise ValueError(
+                    f"cost {cost.name!r} is of other layers or options than the loss;"
+                    " write both for the same network and options"
+                )
+        for tie in self.ties:
+            if not self._mask()[list(tie)].all(axis=0).any():
+                tied = ", ".join(repr(mine[row]) for row in tie)
+                raise ValueError(f"tied layers {tied} share no allowed option; allow them one")
+        if self.loss.reduce != "sum":
+            raise ValueError("a loss adds up over layers; its reduce is 'sum'")
+
+    @property
+    def span(self) -> float:
+        """Sum over layers of (largest - smallest loss): the scale that gaps are measured on."""
+        values, mask = self.loss.values.astype(np.float64), self.loss.allowed
+        high, low = np.where(mask, values, -np.inf), np.where(mask, values, np.inf)
+        return math.fsum((high.max(axis=1) - low.min(axis=1)).tolist())
+
+    def total(self, choice: Sequence[int]) -> float:
+        """The loss of a choice, interactions included."""
+        pairs = [
+            i.loss
+            for i in self.interactions
+            if choice[i.first] == i.first_option and choice[i.second] == i.second_option
+        ]
+        return math.fsum([*self.loss.chosen(choice).tolist(), self.loss.fixed, *pairs])
+
+    def feasible(self, choice: Sequence[int]) -> bool:
+        """Whether a choice keeps masks, ties, budgets and constraints."""
+        picked = np.asarray(choice)
+        rows = np.arange(len(self.loss.layers))
+        return (
+            bool(self.loss.allowed[rows, picked].all())
+            and all(
+                bool(cost.allowed[rows, picked].all())
+                for cost in self.costs
+                if isinstance(cost, Table)
+            )
+            and all(len({choice[row] for row in tie}) == 1 for tie in self.ties)
+            and all(budget.within(choice) for budget in self.budgets)
+            and all(constraint.holds(choice) for constraint in self.constraints)
+        )
+
+    def status(self, loss: float, bound: float) -> Status:
+        """``OPTIMAL`` when the gap is at most 1e-9 of :attr:`span`, else ``FEASIBLE``."""
+        closed = loss - bound <= OPTIMAL_GAP * self.span
+        return Status.OPTIMAL if closed else Status.FEASIBLE
+
+    def merged(self) -> "tuple[Problem, tuple[int, ...]]":
+        """The problem with ties made single layers, and for each layer its merged index.
+
+        Masks of tied layers (and of costs) intersect, losses and costs add up (or take the
+        maximum, where the cost does).
+        """
+        groups = _groups(len(self.loss.layers), self.ties)
+        mask = self._mask()
+        made = {id(cost): _merge_cost(cost, groups, mask) for cost in self.costs}
+        pairs, inside = _merge_interactions(self.interactions, groups)
+        merged = Problem(
+            _with(_merge(self.loss, groups, mask), inside),
+            tuple(Budget(made[id(b.cost)], b.limit) for b in self.budgets),
+            tuple(made[id(c)] for c in self.costs),
+            (),
+            tuple(replace(c, terms=_at(c.terms, groups)) for c in self.constraints),
+            pairs,
+        )
+        return merged, groups
+
+    def _mask(self) -> Mask:
+        mask = self.loss.allowed.copy()
+        for cost in self.costs:
+            if isinstance(cost, Table):
+                mask &= cost.allowed
+        return mask
+
+
+def _groups(count: int, ties: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """For each layer the number of its group of tied layers, in order of first appearance."""
+    first = list(range(count))
+
+    def root(row: int) -> int:
+        while first[row] != row:
+            first[row] = first[first[row]]
+            row = first[row]
+        return row
+
+    for tie in ties:
+        for row in tie[1:]:
+            a, b = sorted((root(tie[0]), root(row)))
+            first[b] = a
+    numbers: dict[int, int] = {}
+    return tuple(numbers.setdefault(root(row), len(numbers)) for row in range(count))
+
+
+def _merge(table: Table, groups: Sequence[int], mask: Mask) -> Table:
+    """The table with tied layers made one: masks intersect, numbers add up or take the maximum."""
+    index, shape = np.asarray(groups), (max(groups) + 1, len(table.options))
+    allowed = np.ones(shape, bool)
+    np.logical_and.at(allowed, index, mask)
+    values = np.zeros(shape, table.values.dtype)
+    if table.reduce == "sum":
+        np.add.at(values, index, table.values)
+    else:
+        values = np.full(shape, table.values.min(), table.values.dtype)
+        np.maximum.at(values, index, table.values)
+    stderr = None
+    if table.stderr is not None:
+        squares = np.zeros(shape)
+        np.add.at(squares, index, table.stderr**2)
+        stderr = np.sqrt(squares)
+    layers = [table.layers[int(i)] for i in np.unique(index, return_index=True)[1]]
+    return replace(table, layers=layers, values=values, stderr=stderr, allowed=allowed)
+
+
+def _merge_cost(cost: Cost, groups: Sequence[int], mask: Mask) -> Cost:
+    if isinstance(cost, Table):
+        return _merge(cost, groups, mask)
+    layers = [cost.layers[groups.index(g)] for g in range(max(groups) + 1)]
+    return replace(cost, layers=layers, stages=tuple(_at(s, groups) for s in cost.stages))
+
+
+def _at(
+    terms: tuple[tuple[int, int, float], ...], groups: Sequence[int]
+) -> tuple[tuple[int, int, float], ...]:
+    return tuple((groups[row], column, value) for row, column, value in terms)
+
+
+def _merge_interactions(
+    pairs: Sequence[Interaction], groups: Sequence[int]
+) -> tuple[tuple[Interaction, ...], dict[tuple[int, int], float]]:
+    """Interactions between groups, and what those inside a group add to its own options."""
+    between: dict[tuple[tuple[int, int], tuple[int, int]], float] = {}
+    inside: dict[tuple[int, int], float] = {}
+    for pair in pairs:
+        one = (groups[pair.first], pair.first_option)
+        two = (groups[pair.second], pair.second_option)
+        if one == two:
+            inside[one] = inside.get(one, 0.0) + pair.loss
+        elif one[0] != two[0]:
+            key = (min(one, two), max(one, two))
+            between[key] = between.get(key, 0.0) + pair.loss
+    return tuple(Interaction(*a, *b, loss) for (a, b), loss in between.items()), inside
+
+
+def _with(loss: Table, extra: Mapping[tuple[int, int], float]) -> Table:
+    if not extra:
+        return loss
+    values = loss.values.astype(np.float64)
+    for (row, column), more in extra.items():
+        values[row, column] += more
+    return replace(loss, values=values)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A solver's answer.
+
+    Attributes:
+        choice: An option index per layer; empty when nothing was found.
+        loss: The choice's loss; infinite when nothing was found.
+        status: How it ended.
+        bound: A proven lower bound on the loss of every feasible choice; infinite when there is
+            none, minus infinity when nothing is proven.
+        solver: Who answered, and on what engine.
+    """
+
+    choice: tuple[int, ...]
+    loss: float
+    status: Status
+    bound: float
+    solver: str = ""
+
+    @property
+    def gap(self) -> float:
+        """How far the loss may be above the best: ``loss - bound``."""
+        return 0.0 if self.loss == self.bound else self.loss - self.bound
+
+
+def infeasible(solver: str) -> Solution:
+    """The answer that there is no answer."""
+    return Solution((), math.inf, Status.INFEASIBLE, math.inf, solver)
+
+
+def expand(choice: Sequence[int], groups: Sequence[int]) -> tuple[int, ...]:
+    """The choice per layer, from that of the merged problem (see :meth:`Problem.merged`)."""
+    return tuple(choice[group] for group in groups)

@@ -1,0 +1,57 @@
+"""Formats applied to tensors: rounding, packing, calibration, corrections, quantized networks.
+
+Names are loaded on first use, so that ``mpsearch.quant.recipe`` needs no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mpsearch.quant.activations import Grid, fake_quantize
+    from mpsearch.quant.attention import explicit
+    from mpsearch.quant.bench import Bench
+    from mpsearch.quant.integers import Codes, encode, round_trip
+    from mpsearch.quant.model import quantize, quantized_like
+    from mpsearch.quant.packing import pack, unpack
+    from mpsearch.quant.recipe import Recipe
+    from mpsearch.quant.replay import Replay
+
+_HOME = {
+    "activations": "Grid fake_quantize",
+    "attention": "explicit",
+    "bench": "Bench",
+    "integers": "Codes encode round_trip",
+    "model": "quantize quantized_like",
+    "packing": "pack unpack",
+    "recipe": "Recipe",
+    "replay": "Replay",
+}
+_MODULE = {name: module for module, names in _HOME.items() for name in names.split()}
+
+__all__ = [
+    "Bench",
+    "Codes",
+    "Grid",
+    "Recipe",
+    "Replay",
+    "encode",
+    "explicit",
+    "fake_quantize",
+    "pack",
+    "quantize",
+    "quantized_like",
+    "round_trip",
+    "unpack",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE:
+        raise AttributeError(f"module 'mpsearch.quant' has no attribute {name!r}")
+    value = getattr(import_module(f"mpsearch.quant.{_MODULE[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

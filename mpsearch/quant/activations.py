@@ -1,0 +1,149 @@
+"""Inputs as integers: one static grid for each tensor, calibrated once.
+
+Calibration keeps a sample of what each layer reads, with the extremes of every input, so that the
+grid of any format follows without another run. Zero is always on the grid: what a ReLU wrote gets
+its zero point at the end of the codes.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mpsearch.formats import Format
+from mpsearch.quant.clipping import clip
+from mpsearch.quant.recipe import Recipe
+
+_SAMPLE = 1 << 15  # values kept for each layer
+_UNTOUCHED = "16 and 32 bits leave inputs as they are"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Codes ``clamp(round(x / scale) + zero, low, high)``, read as ``(code - zero) * scale``."""
+
+    scale: float
+    zero: int
+    low: int
+    high: int
+
+
+def fake_quantize(x: Tensor, grid: Grid) -> Tensor:
+    """The nearest values on the grid; the gradient passes straight through where none is clipped."""
+    quantized: Tensor = torch.fake_quantize_per_tensor_affine(
+        x.float(), grid.scale, grid.zero, grid.low, grid.high
+    )
+    return quantized.to(x.dtype)
+
+
+def codes(x: Tensor, grid: Grid) -> Tensor:
+    """The integers an input becomes, as int16."""
+    inverse = torch.tensor(1.0) / torch.tensor(grid.scale)  # a kernel multiplies
+    return ((x.float() * inverse).round() + grid.zero).clamp(grid.low, grid.high).to(torch.int16)
+
+
+def supported(format: Format) -> Format:
+    """The format as an input's, if it can be rounded to here; ``ValueError`` if not."""
+    this = format.as_activation()
+    if this.kind == "full" or (this.kind == "int" and 2 <= this.bits <= 8 and this.per == "tensor"):
+        return this
+    raise ValueError(
+        f"cannot quantize inputs to {str(format)!r} yet; supported are int2 to int8 per tensor"
+        f" (with suffix a or s), and {_UNTOUCHED}: fp16, bf16, fp32"
+    )
+
+
+@dataclass(eq=False)
+class Seen:
+    """What one layer read during calibration.
+
+    Attributes:
+        low: Least value.
+        high: Largest value.
+        count: Values seen.
+        body: Evenly spaced samples of them, batch by batch.
+        tails: Least and largest value of every sample: what even spacing would miss.
+    """
+
+    low: float = 0.0
+    high: float = 0.0
+    count: int = 0
+    body: list[Tensor] = field(default_factory=list)
+    tails: list[Tensor] = field(default_factory=list)
+
+    def add(self, x: Tensor, batches: int) -> None:
+        """Look at one input, of which as many as ``batches`` will come; NaN is an error."""
+        if x.numel() == 0:
+            return
+        flat = x.detach().float().flatten()
+        ends = torch.stack(x.detach().float().reshape(len(x) if x.dim() else 1, -1).aminmax(dim=1))
+        low, high = float(ends[0].min()), float(ends[1].max())
+        if not torch.isfinite(ends).all():
+            raise ValueError("its input holds NaN or infinity on the calibration batches")
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        self.count += len(flat)
+        step = max(1, -(-len(flat) * batches // _SAMPLE))
+        self.body.append(flat[step // 2 :: step].clone())
+        self.tails.append(ends.flatten())
+
+    def grid(self, format: Format, recipe: Recipe) -> Grid | None:
+        """The grid a format gets, or ``None`` where it leaves inputs as they are."""
+        this = supported(format)
+        if this.kind == "full":
+            return None
+        top = (1 << (this.bits - 1)) - 1 if this.symmetric else (1 << this.bits) - 1
+        if this.symmetric:
+            low, high = -max(-self.low, self.high), max(-self.low, self.high)
+        else:
+            low, high = self.low, self.high
+        if recipe.activation_ranges == "percentile":
+            low, high = self._percentile(recipe.percentile, symmetric=bool(this.symmetric))
+        elif recipe.activation_ranges == "mse":
+            low, high = self._clipped(low, high, top, symmetric=bool(this.symmetric))
+        return _grid(low, high, top, symmetric=bool(this.symmetric))
+
+    def _percentile(self, percent: float, *, symmetric: bool) -> tuple[float, float]:
+        """Both ends where outside them lie ``100 - percent`` percent, of one tail or the other."""
+        if not self.body:
+            return 0.0, 0.0
+        body = torch.cat(self.body)
+        if symmetric:
+            high = float(torch.quantile(body.abs(), percent / 100))
+            return -high, high
+        ends = torch.tensor([1 - percent / 100, percent / 100], device=body.device)
+        low, high = torch.quantile(body, ends).tolist()
+        return min(low, 0.0), max(high, 0.0)
+
+    def _clipped(
+        self, low: float, high: float, top: int, *, symmetric: bool
+    ) -> tuple[float, float]:
+        """Both ends of the least squared error."""
+        if not self.body or low == high:
+            return low, high
+        values = torch.cat([*self.body, *self.tails])
+        weights = torch.ones_like(values)
+        sampled = sum(len(part) for part in self.body)
+        weights[:sampled] = self.count / sampled
+
+        def error(shares: Tensor) -> Tensor:
+            ends = low * float(shares[0, 0]), high * float(shares[-1, 0])
+            rounded = fake_quantize(values, _grid(*ends, top, symmetric=symmetric))
+            return ((rounded - values).square_() * weights).sum(dtype=torch.float64)[None].float()
+
+        shares = clip(error, 1 if symmetric or low == 0 or high == 0 else 2, 1, values)
+        return low * float(shares[0, 0]), high * float(shares[-1, 0])
+
+
+def _grid(low: float, high: float, top: int, *, symmetric: bool) -> Grid:
+    """The grid that covers low to high, zero among its points."""
+    least = torch.finfo(torch.float32).tiny
+    if symmetric:
+        scale = max(high / top, least) if high > 0 else 1.0
+        return Grid(_single(scale), 0, -top, top)
+    scale = _single(max((high - low) / top, least) if high > low else 1.0)
+    return Grid(scale, min(max(round(-low / scale), 0), top), 0, top)
+
+
+def _single(value: float) -> float:
+    """Rounded to float32, as it is stored."""
+    return float(torch.tensor(value, dtype=torch.float32))

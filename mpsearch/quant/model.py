@@ -1,0 +1,98 @@
+"""The quantized network: a new module whose layers hold packed codes, equal to what was measured."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from mpsearch.allocation import Allocation
+from mpsearch.formats import Option
+from mpsearch.quant import activations
+from mpsearch.quant.activations import Grid
+from mpsearch.quant.attention import explicit
+from mpsearch.quant.bench import Bench, changes
+from mpsearch.quant.corrections import norms_of
+from mpsearch.quant.integers import encode
+from mpsearch.quant.modules import Stored, share, store
+from mpsearch.quant.recipe import Recipe
+from mpsearch.sites import module_weight, output_first
+
+Options = Mapping[str, Option | str]
+
+
+def quantize(
+    model: nn.Module,
+    allocation: Options | Allocation,
+    batches: Sequence[Any],
+    recipe: Recipe | None = None,
+) -> nn.Module:
+    """A new module with each layer at its option, in eval mode; ``model`` is left as it was.
+
+    ``allocation`` maps modules to options. Ranges and corrections are computed on ``batches``, as
+    the recipe says: the one given, else the allocation's own, else the default. Fused attention
+    becomes explicit. Raises ``KeyError`` for a module the model does not have and ``ValueError``
+    for a format that cannot be rounded to yet.
+    """
+    options = _options(allocation)
+    if recipe is None:
+        recipe = Recipe.read(allocation.recipe if isinstance(allocation, Allocation) else None)
+    bench = Bench(model, batches, list(options), recipe)
+    new = explicit(copy.deepcopy(model)).eval()
+    grids = {name: bench.grid(name, option.activation) for name, option in options.items()}
+    with torch.no_grad(), bench.at(options) as measured:
+        for mine, theirs in zip(norms_of(new), norms_of(measured), strict=True):
+            mine.load_state_dict(theirs.state_dict())
+        for name in options:
+            bias = getattr(measured.get_submodule(name), "bias", None)
+            if bias is not None:
+                _set_bias(new.get_submodule(name), bias)
+    _store(new, options, grids, recipe)
+    return new
+
+
+def quantized_like(model: nn.Module, allocation: Options | Allocation) -> nn.Module:
+    """The module :func:`quantize` returns but for its numbers, which ``load_state_dict`` brings."""
+    options = _options(allocation)
+    new = explicit(copy.deepcopy(model)).eval()
+    grids: dict[str, Grid | None] = {}
+    for name, option in options.items():
+        module_weight(new, name)
+        inputs = activations.supported(option.activation)
+        reads = inputs.kind != "full" and not isinstance(new.get_submodule(name), nn.Embedding)
+        grids[name] = activations.Seen().grid(inputs, Recipe()) if reads else None
+    _store(new, options, grids, Recipe(ranges="minmax"))
+    return new
+
+
+def _options(allocation: Options | Allocation) -> dict[str, Option]:
+    given: Mapping[str, Option | str] = (
+        allocation.by_module() if isinstance(allocation, Allocation) else allocation
+    )
+    read = {n: Option.parse(o) if isinstance(o, str) else o for n, o in given.items()}
+    return {name: option for name, option in read.items() if changes(option)}
+
+
+def _store(
+    new: nn.Module, options: Mapping[str, Option], grids: Mapping[str, Grid | None], recipe: Recipe
+) -> None:
+    """Replace weights by codes; modules that share a weight share its codes."""
+    weights = {name: module_weight(new, name) for name in options}
+    first: dict[int, nn.Module] = {}
+    for name, option in options.items():
+        module, weight = new.get_submodule(name), weights[name]
+        if isinstance(module, Stored):
+            continue  # the same module under another name
+        codes = encode(output_first(weight, module), option.weight, recipe.ranges)
+        store(module, option, codes, grids[name], weight.dtype)
+        if id(weight) in first:
+            share(module, first[id(weight)])
+        first.setdefault(id(weight), module)
+
+
+def _set_bias(module: nn.Module, bias: torch.Tensor) -> None:
+    if module.bias is None:
+        module.bias = nn.Parameter(bias.clone(), requires_grad=False)
+    else:
+        module.bias.copy_(bias)

@@ -1,0 +1,154 @@
+"""Modules that hold their weight as packed codes, and compute what a reference kernel computes.
+
+Each is of a class made from the module's own, which it stays an instance of: a subclass that pads
+before the operation or activates after it keeps doing so.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mpsearch.formats import Option
+from mpsearch.quant.activations import Grid
+from mpsearch.quant.bench import rounded
+from mpsearch.quant.integers import Codes
+from mpsearch.quant.packing import pack, unpack
+from mpsearch.sites import output_first
+
+_BUFFERS = ("codes", "scale", "zero_point", "input_scale", "input_zero_point")
+
+
+class Stored(nn.Module):
+    """What every quantized module has beside what its own class gives it.
+
+    Buffers: ``codes`` (uint8 stream, or the values where the format is a float one), ``scale``
+    (16 bits each), ``zero_point`` (uint8 stream), ``input_scale`` and ``input_zero_point``.
+    """
+
+    option: Option
+    codes: Tensor
+    scale: Tensor | None
+    zero_point: Tensor | None
+    input_scale: Tensor | None
+    input_zero_point: Tensor | None
+    _type: Tensor  # empty; its type is the one to compute in
+    _shape: tuple[int, ...]
+    _input: tuple[int, int]
+    _turned: Callable[[Tensor], Tensor]
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight the codes stand for, as the module's class lays it out."""
+        values = self._turned(self.stored().dequantize().to(self._type.dtype))
+        return values.contiguous()
+
+    def stored(self) -> Codes:
+        """The codes, one integer each, outputs first."""
+        this, shape = self.option.weight.as_weight(), self._shape
+        if self.scale is None:
+            return Codes(self.codes, None, None, this, shape)
+        rows = shape[0] if shape else 1
+        count = torch.Size(shape).numel()
+        codes = unpack(self.codes, this.bits, count, signed=bool(this.symmetric))
+        zero = self.zero_point
+        if zero is not None:
+            zero = unpack(zero, this.bits, len(self.scale))
+        return Codes(codes.reshape(rows, -1), self.scale, zero, this, shape)
+
+    @property
+    def grid(self) -> Grid | None:
+        """The grid of the input, where it is quantized."""
+        if self.input_scale is None or self.input_zero_point is None:
+            return None
+        return Grid(float(self.input_scale), int(self.input_zero_point), *self._input)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Round the input, and do what the module's class does."""
+        grid = self.grid
+        if grid is not None:
+            args, kwargs = rounded(args, kwargs, grid)
+        return super().forward(*args, **kwargs)
+
+    def extra_repr(self) -> str:
+        """What the module's class says, and the option."""
+        said = super().extra_repr()
+        return f"{said}, {self.option}" if said else str(self.option)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        kept = {name: getattr(self, name) for name in _BUFFERS}
+        super()._apply(fn, recurse)
+        for name, old in kept.items():  # a change of type is one of what is computed in
+            if old is not None and getattr(self, name).dtype != old.dtype:
+                setattr(self, name, old.to(getattr(self, name).device))
+        return self
+
+    def _load_from_state_dict(self, state: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        scale, bias = state.get(prefix + "scale"), state.get(prefix + "bias")
+        if isinstance(scale, Tensor) and self.scale is not None:
+            self.scale = self.scale.to(scale.dtype)  # fp16 or bf16, as the weights asked for
+        if isinstance(bias, Tensor) and getattr(self, "bias", None) is None:
+            self.bias = nn.Parameter(torch.zeros_like(bias, device=self.codes.device))
+        super()._load_from_state_dict(state, prefix, *args)
+
+
+@cache
+def quantized_class(of: type[nn.Module]) -> type[nn.Module]:
+    """The class of quantized modules that are otherwise of class ``of``."""
+    return type(f"Quantized{of.__name__}", (Stored, of), {"__doc__": Stored.__doc__})
+
+
+def store(
+    module: nn.Module, option: Option, codes: Codes, grid: Grid | None, like: torch.dtype
+) -> None:
+    """Make a module a quantized one, in place, in whatever modules it is part of."""
+    turned = _turning(module)
+    del module.weight
+    module.__class__ = quantized_class(type(module))
+    this: Any = module
+    this.option, this._shape, this._turned = option, codes.shape, turned  # noqa: SLF001
+    this._input = (grid.low, grid.high) if grid else (0, 0)  # noqa: SLF001
+    bits, empty = codes.format.bits, codes.codes.device
+    stream = codes.codes if codes.scale is None else pack(codes.codes, bits)
+    zero = None if codes.zero is None else pack(codes.zero, bits)
+    module.register_buffer("codes", stream.reshape(-1))
+    module.register_buffer("scale", codes.scale)
+    module.register_buffer("zero_point", zero)
+    scale = torch.tensor(grid.scale, device=empty) if grid else None
+    place = torch.tensor(grid.zero, dtype=torch.int16, device=empty) if grid else None
+    module.register_buffer("input_scale", scale)
+    module.register_buffer("input_zero_point", place)
+    module.register_buffer("_type", torch.empty(0, dtype=like, device=empty), persistent=False)
+
+
+def share(module: nn.Module, other: nn.Module) -> None:
+    """Let a module read the codes another holds: one weight, stored once."""
+    for name in ("codes", "scale", "zero_point"):
+        setattr(module, name, getattr(other, name))
+
+
+def _turning(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """From outputs first to how the module's class lays its weight out."""
+    sample = module.weight
+    if output_first(sample, module) is sample:
+        return _same
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):  # noqa: SLF001
+        return _Transposed(module.groups)
+    return torch.t
+
+
+def _same(weight: Tensor) -> Tensor:
+    return weight
+
+
+class _Transposed:
+    """The layout of a transposed convolution."""
+
+    def __init__(self, groups: int) -> None:
+        self.groups = groups
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        apart = weight.unflatten(0, (self.groups, -1))
+        return apart.transpose(1, 2).flatten(0, 1)

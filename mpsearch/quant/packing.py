@@ -1,0 +1,65 @@
+"""Codes of 1 to 8 bits as one little-endian stream of bytes, with no padding but in the last byte.
+
+Code ``i`` takes bits ``i*bits`` to ``(i+1)*bits - 1`` of the stream, least significant first.
+"""
+
+import torch
+from torch import Tensor
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """(ceil(n*bits/8),) uint8 stream of ``n`` integer codes; negative ones in two's complement.
+
+    Raises:
+        ValueError: ``bits`` outside 1..8, or a code that does not fit.
+
+    >>> pack(torch.tensor([1, 2, 3]), 4).tolist()
+    [33, 3]
+    """
+    _checked(bits)
+    flat = codes.reshape(-1)
+    if len(flat) and not (-(1 << (bits - 1)) <= int(flat.min()) and int(flat.max()) < 1 << bits):
+        raise ValueError(
+            f"codes from {int(flat.min())} to {int(flat.max())} do not fit in {bits} bits"
+        )
+    whole = _whole(len(flat), bits)
+    unsigned = torch.zeros(whole * 8 // bits, dtype=torch.uint8, device=codes.device)
+    unsigned[: len(flat)] = (flat.to(torch.int16) & ((1 << bits) - 1)).to(torch.uint8)
+    ones = (unsigned[:, None] >> _powers(bits, codes)) & 1
+    stream = (ones.reshape(-1, 8) << _powers(8, codes)).sum(1, dtype=torch.uint8)
+    return stream[: -(-len(flat) * bits // 8)]
+
+
+def unpack(stream: Tensor, bits: int, count: int, *, signed: bool = False) -> Tensor:
+    """(count,) the codes :func:`pack` was given: uint8, or int8 where ``signed``.
+
+    >>> unpack(pack(torch.tensor([-2, 1, 0]), 2), 2, 3, signed=True).tolist()
+    [-2, 1, 0]
+    """
+    _checked(bits)
+    if len(stream) != -(-count * bits // 8):
+        raise ValueError(
+            f"{count} codes of {bits} bits are {-(-count * bits // 8)} bytes, got {len(stream)}"
+        )
+    padded = torch.zeros(_whole(count, bits), dtype=torch.uint8, device=stream.device)
+    padded[: len(stream)] = stream
+    ones = (padded[:, None] >> _powers(8, stream)) & 1
+    codes = (ones.reshape(-1, bits) << _powers(bits, stream)).sum(1, dtype=torch.uint8)[:count]
+    if not signed:
+        return codes
+    wide = codes.to(torch.int16)
+    return torch.where(wide >= 1 << (bits - 1), wide - (1 << bits), wide).to(torch.int8)
+
+
+def _checked(bits: int) -> None:
+    if not 1 <= bits <= 8:
+        raise ValueError(f"codes have 1 to 8 bits, got {bits!r}")
+
+
+def _whole(count: int, bits: int) -> int:
+    """Bytes of the stream, rounded up so that it holds whole bytes and whole codes."""
+    return -(-count // 8) * bits
+
+
+def _powers(bits: int, like: Tensor) -> Tensor:
+    return torch.arange(bits, dtype=torch.uint8, device=like.device)

@@ -1,0 +1,231 @@
+"""One float forward remembered, so that a change in one module reruns only what comes after it.
+
+Module calls that end before the changed module is first called hand back what they returned; the
+code between modules runs again. Over all layers of a chain that saves about half of the work.
+"""
+
+import copy
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mpsearch.batches import call, tensor_of
+
+
+@dataclass(eq=False)
+class _Call:
+    """One call of one module. Calls are numbered in the order they begin; a clock ticks twice a call.
+
+    Attributes:
+        after: Number of the next call that is not inside this one.
+        innermost: Whether no module was called inside.
+    """
+
+    module: nn.Module
+    parent: "_Call | None"
+    begin: int
+    end: int = 0
+    after: int = 0
+    innermost: bool = True
+    output: Any = None
+    versions: tuple[int, ...] = ()
+
+
+class Replay:
+    """What every module call of one float forward returned, as far as a later run can use it.
+
+    Attributes:
+        reference: The float output.
+        ran: Calls of innermost modules that :meth:`run` has made so far.
+        skipped: Those it has not.
+        whole: Why nothing is reused; empty where it is.
+    """
+
+    def __init__(self, model: nn.Module, batch: Any, names: Sequence[str]) -> None:
+        """Run the model, in eval mode, to see what is worth keeping, and again to keep it.
+
+        ``names`` are the modules that a run will begin from. Raises ``ValueError`` where two runs
+        give different outputs.
+        """
+        self.model, self.batch = model, batch
+        self.ran = self.skipped = 0
+        self.whole = ""
+        calls, once = self._record({})
+        first = {call.module: call.begin for call in reversed(calls)}
+        self._first = {name: first.get(model.get_submodule(name), -1) for name in names}
+        kept = _worth_keeping(calls, sorted(set(self._first.values())))
+        self._calls, self.reference = self._record(dict.fromkeys(kept, False))
+        if not _same(once, self.reference) or len(calls) != len(self._calls):
+            raise ValueError(
+                "two runs of the model in eval mode on one batch gave different outputs; make the"
+                " model deterministic: seed or remove what is random in it"
+            )
+        self._changed = {
+            i for i in kept if _versions(self._calls[i].output) != self._calls[i].versions
+        }
+        if self._changed:  # in place, after it was returned: keep what was returned
+            self._calls, _ = self._record({i: i in self._changed for i in kept})
+        self._inner = list(accumulate((c.innermost for c in self._calls), initial=0))
+        self._check()
+
+    @torch.no_grad()
+    def run(self, names: Sequence[str]) -> Tensor:
+        """The output now that these modules are changed, equal to that of a whole forward."""
+        start = -1 if self.whole else min((self._first[name] for name in names), default=-1)
+        with self._skipping(start) as handed:
+            output = tensor_of(call(self.model, _copied(self.batch, clone=True)))
+        for number in handed:
+            if number not in self._changed and (
+                _versions(self._calls[number].output) != self._calls[number].versions
+            ):
+                raise RuntimeError(
+                    "the model changed a tensor in place that it leaves alone in float; reuse of"
+                    " earlier work would be wrong: make its control flow independent of its values"
+                )
+        skipped = sum(self._inner[self._calls[i].after] - self._inner[i] for i in handed)
+        self.skipped += skipped
+        self.ran += self._inner[-1] - skipped
+        return output
+
+    def _record(self, keep: Mapping[int, bool]) -> tuple[list[_Call], Tensor]:
+        """Every call of one forward, and the output; kept ones are cloned where the flag says so."""
+        calls: list[_Call] = []
+        open_calls: list[_Call] = []
+        clock = iter(range(1 << 62))
+
+        def watched(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+            def run(*args: Any, **kwargs: Any) -> Any:
+                number, parent = len(calls), open_calls[-1] if open_calls else None
+                this = _Call(module, parent, next(clock))
+                if parent is not None:
+                    parent.innermost = False
+                calls.append(this)
+                open_calls.append(this)
+                output = forward(*args, **kwargs)
+                open_calls.pop()
+                this.end, this.after = next(clock), len(calls)
+                if number in keep:
+                    this.output = _copied(output, clone=keep[number])
+                    this.versions = _versions(this.output)
+                return output
+
+            return run
+
+        with torch.no_grad(), _forwards(dict.fromkeys(self.model.modules()), watched):
+            output = tensor_of(call(self.model, _copied(self.batch, clone=True)))
+        return calls, output.detach().clone()
+
+    @contextmanager
+    def _skipping(self, start: int) -> Iterator[list[int]]:
+        """Calls that end before ``start`` return what they did; yields the numbers of those."""
+        calls, handed, cursor = self._calls, list[int](), 0
+        last = _until(calls, start)
+
+        def shortened(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+            def run(*args: Any, **kwargs: Any) -> Any:
+                nonlocal cursor
+                if cursor >= last:
+                    return forward(*args, **kwargs)
+                number, this = cursor, calls[cursor]
+                if this.module is not module:
+                    raise RuntimeError(
+                        "the model called its modules in another order than before; reuse of"
+                        " earlier work needs the same order on the same batch"
+                    )
+                if this.end < start:
+                    cursor = this.after
+                    handed.append(number)
+                    return _copied(this.output, clone=number in self._changed)
+                cursor += 1
+                return forward(*args, **kwargs)
+
+            return run
+
+        with _forwards(dict.fromkeys(c.module for c in calls[:last]), shortened):
+            yield handed
+
+    def _check(self) -> None:
+        """Replay the float forward from two places; where it is not the same, reuse nothing."""
+        order = sorted(self._first, key=self._first.__getitem__)
+        for name in {*order[-1:], *order[len(order) // 2 : len(order) // 2 + 1]}:
+            try:
+                same = _same(self.run([name]), self.reference)
+                reason = "" if same else f"from {name!r} on the replayed output is another one"
+            except Exception as error:  # noqa: BLE001  (any model's code may fail in any way)
+                reason = f"replaying from {name!r} on fails: {error}"
+            if reason:
+                self.whole = reason
+                break
+        self.ran = self.skipped = 0
+
+
+def _worth_keeping(calls: Sequence[_Call], starts: Sequence[int]) -> list[int]:
+    """Outermost among the calls that end before one of the starts."""
+    kept = []
+    for number, one in enumerate(calls):
+        place = bisect_right(starts, one.end)
+        if place < len(starts) and (one.parent is None or starts[place] < one.parent.end):
+            kept.append(number)
+    return kept
+
+
+def _until(calls: Sequence[_Call], start: int) -> int:
+    """Number of the first call that begins at ``start`` or later."""
+    return bisect_right(calls, start - 1, key=lambda one: one.begin)
+
+
+@contextmanager
+def _forwards(
+    modules: Mapping[nn.Module, Any],
+    wrapped: Callable[[nn.Module, Callable[..., Any]], Callable[..., Any]],
+) -> Iterator[None]:
+    """Each module's ``forward`` replaced on the instance, and put back."""
+    before = {module: module.__dict__.get("forward") for module in modules}
+    try:
+        for module in modules:
+            module.forward = wrapped(module, module.forward)
+        yield
+    finally:
+        for module, forward in before.items():
+            if forward is None:
+                module.__dict__.pop("forward", None)
+            else:
+                module.forward = forward
+
+
+def _copied(value: Any, *, clone: bool) -> Any:
+    """The value in new containers, its tensors cloned where asked; what is neither is shared."""
+    if isinstance(value, Tensor):
+        return value.clone() if clone else value
+    if isinstance(value, tuple):
+        parts = [_copied(part, clone=clone) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    if isinstance(value, list):
+        return [_copied(part, clone=clone) for part in value]
+    if isinstance(value, dict):
+        new = copy.copy(value)
+        for key, part in value.items():
+            new[key] = _copied(part, clone=clone)
+        return new
+    return value
+
+
+def _versions(value: Any) -> tuple[int, ...]:
+    """How often each tensor inside was changed in place."""
+    if isinstance(value, Tensor):
+        return (value._version,)  # noqa: SLF001  (torch's own count, documented in its notes)
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, tuple | list):
+        return tuple(number for part in value for number in _versions(part))
+    return ()
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and bool(((one == other) | (one.isnan() & other.isnan())).all())

@@ -1,0 +1,60 @@
+"""What estimators share: the weights each layer stores, and the options it may take."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor, nn
+
+from mpsearch.formats import Option
+from mpsearch.network import Network
+from mpsearch.quant.integers import encode
+from mpsearch.quant.recipe import Recipe
+from mpsearch.sites import module_weight, output_first, sites
+from mpsearch.tables import Mask
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """One weight and the module that computes with it."""
+
+    name: str
+    module: nn.Module
+    weight: nn.Parameter
+
+
+def stored(model: nn.Module, network: Network) -> tuple[tuple[Stored, ...], ...]:
+    """For each layer the weights its members store, each once.
+
+    Raises:
+        KeyError: The model has no such member: the network is that of another model.
+    """
+    modules = {site.name: site.module for site in sites(model)}
+    layers = []
+    for layer in network.layers:
+        distinct: dict[nn.Parameter, Stored] = {}
+        for name in layer.modules:
+            weight = module_weight(model, name)
+            distinct.setdefault(weight, Stored(name, modules[name], weight))
+        layers.append(tuple(distinct.values()))
+    return tuple(layers)
+
+
+def squared_error(one: Stored, option: Option, recipe: Recipe) -> float:
+    """``||Q(W) - W||^2`` of a weight at an option, Q rounding as the recipe says.
+
+    Raises:
+        ValueError: A format that is not supported, or a weight that is not finite.
+    """
+    first = output_first(one.weight.detach(), one.module)
+    try:
+        rounded: Tensor = encode(first, option.weight, recipe.ranges).dequantize()
+    except ValueError as error:
+        raise ValueError(f"layer {one.name!r}: {error}") from None
+    return float((rounded.double() - first.double()).square().sum())
+
+
+def allowed(network: Network, options: Sequence[Option]) -> Mask:
+    """(L, K) whether a layer may take an option: true but where it is pinned to others."""
+    names = [str(option) for option in options]
+    return np.array([[n in network.allowed.get(layer.name, names) for n in names] for layer in network.layers])

@@ -1,0 +1,200 @@
+"""How little loss any answer can have: Lagrangian bounds, fixing, and every state that is left.
+
+For multipliers y >= 0 the loss of a feasible choice is at least the sum over classes of the least
+``gain + y.usage``, less ``y.room``: an option that raises this above a known answer is in no better
+one (Sinha and Zoltners, "The Multiple-Choice Knapsack Problem", Operations Research 1979, have it
+for one row). What is left is enumerated class by class (Nemhauser and Ullmann 1969), each partial
+answer judged by the linear relaxation of the rest, row by row. Rounding of every sum is allowed
+for, so that a bound is one.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linprog
+from scipy.sparse import csr_matrix
+
+from mpsearch.solvers.program import ULP, Program
+from mpsearch.tables import Floats
+
+Integers = NDArray[np.int64]
+MOST_ANSWERS = 20  # of those left at the end, to be checked exactly
+
+
+def relaxed(program: Program) -> tuple[Floats, Integers]:
+    """Multipliers (R,) of the linear relaxation, and a choice near its solution.
+
+    Both are only good guesses: nothing that follows trusts them.
+    """
+    free = np.flatnonzero(np.bincount(program.owner)[program.owner] > 1)
+    picks = np.array(program.starts)
+    rows = len(program.rows)
+    if not len(free) or not rows:
+        return np.zeros(rows), _cheapest(program, program.gain)
+    classes, owner = np.unique(program.owner[free], return_inverse=True)
+    found = linprog(
+        program.gain[free] * 1e6,
+        csr_matrix(program.usage[:, free] * 1e3),
+        program.room * 1e3,
+        csr_matrix((np.ones(len(free)), (owner, np.arange(len(free))))),
+        np.ones(len(classes)),
+        method="highs",
+    )
+    if found.x is None or found.ineqlin.marginals is None or found.status != 0:
+        return np.zeros(rows), _cheapest(program, program.gain)
+    y = np.maximum(-found.ineqlin.marginals, 0.0) * (1e3 / 1e6)
+    # Of the options that share a class take the one that uses least: for one row that is feasible.
+    support = np.full(len(program.owner), np.inf)
+    support[free] = np.where(found.x > 1e-6, (y @ program.usage)[free], np.inf)
+    some = program.least(support) < np.inf
+    picks[some] = _cheapest(program, support)[some]
+    return y, picks
+
+
+def _cheapest(program: Program, price: Floats) -> Integers:
+    """(n,) the first option of least price in each class."""
+    order = np.lexsort((price, program.owner))
+    return order[program.starts]
+
+
+def priced(program: Program, y: Floats) -> tuple[float, Floats]:
+    """A bound on the sum of gains of every feasible choice, and how far (M,) each option raises it."""
+    price = program.gain + y @ program.usage
+    low = program.least(price)
+    given = float(y @ np.abs(program.room))
+    rounding = ULP * (len(low) + len(y) + 8) * (float(program.most(price).sum()) + given)
+    bound = float(low.sum() - y @ program.room) - rounding
+    return bound, np.maximum(price - low[program.owner] - rounding, 0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class _Tail:
+    """What the linear relaxation of the last classes loses at least, within one row.
+
+    Attributes:
+        room: (E + 1,) ascending: what they may use.
+        loss: (E + 1,) what they then lose at least.
+    """
+
+    room: Floats
+    loss: Floats
+
+    def least(self, room: Floats) -> Floats:
+        """The least loss within each room; infinite where they do not fit."""
+        found = np.interp(room, self.room, self.loss)
+        return np.where(room < self.room[0], np.inf, found)
+
+
+def _hull(usage: Floats, gain: Floats) -> list[tuple[float, float]]:
+    """The corners of the lower left hull of a class: usage rises, gain falls ever more slowly."""
+    corners: list[tuple[float, float]] = []
+    for x, z in sorted(zip(usage.tolist(), gain.tolist(), strict=True)):
+        if corners and z >= corners[-1][1]:
+            continue
+        while len(corners) > 1 and _above(corners[-2], corners[-1], (x, z)):
+            corners.pop()
+        corners.append((x, z))
+    return corners
+
+
+def _above(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> bool:
+    """Whether ``b`` lies on or above the line from ``a`` to ``c``."""
+    return (b[1] - a[1]) * (c[0] - a[0]) >= (c[1] - a[1]) * (b[0] - a[0])
+
+
+class _Tails:
+    """The tails of one row, for every number of classes already decided."""
+
+    def __init__(self, usage: Sequence[Floats], gain: Sequence[Floats]) -> None:
+        hulls = [_hull(u, g) for u, g in zip(usage, gain, strict=True)]
+        self.start = np.array([hull[0] for hull in hulls])
+        edges = [
+            (place, b[0] - a[0], b[1] - a[1])
+            for place, hull in enumerate(hulls)
+            for a, b in zip(hull, hull[1:], strict=False)
+        ]
+        edges.sort(key=lambda edge: edge[2] / edge[1])
+        self.edges = np.array(edges).reshape(-1, 3)
+
+    def after(self, decided: int) -> _Tail:
+        """The tail that begins after the decided classes."""
+        edges = self.edges[self.edges[:, 0] >= decided]
+        steps = np.vstack([self.start[decided:].sum(axis=0), edges[:, 1:]])
+        room, loss = np.cumsum(steps, axis=0).T
+        return _Tail(np.maximum.accumulate(room), loss)
+
+
+def enumerated(
+    program: Program, y: Floats, ceiling: float, most: int
+) -> tuple[float, list[Integers]]:
+    """A bound on the sum of gains, and choices that may lose less than ``ceiling``, best first.
+
+    Goes through every partial answer that may still lose less than the ceiling, unless those are
+    more than ``most``: then the least that the last ones at hand may lose is the bound.
+    """
+    free = np.flatnonzero(np.bincount(program.owner) > 1)
+    widest = program.most(y @ program.usage)[free]  # those first leave fewest states
+    order = free[np.argsort(-widest, kind="stable")]
+    members = [np.flatnonzero(program.owner == i) for i in order]
+    rounding = ULP * (len(program.owner) + 8)
+    slack = 2 * rounding * program.span + program.slip
+    rows, room = _judged(program, y, rounding)
+    tails = [_Tails([row[m] for m in members], [program.gain[m] for m in members]) for row in rows]
+    used, lost, least = np.zeros((len(rows), 1)), np.zeros(1), np.full(1, -math.inf)
+    trail: list[tuple[Integers, Integers]] = []
+    for level, options in enumerate(members):
+        most -= len(lost) * len(options)
+        if most < 0:
+            return min(ceiling, float(least.min()) - slack), []
+        used = (used[:, :, None] + rows[:, options][:, None, :]).reshape(len(rows), -1)
+        lost = (lost[:, None] + program.gain[options]).ravel()
+        rests = [tail.after(level + 1).least(room[r] - used[r]) for r, tail in enumerate(tails)]
+        least = lost + np.max(rests, axis=0)
+        keep = np.flatnonzero(least < ceiling + slack)
+        keep = keep[_undominated(used[: len(program.rows), keep], lost[keep])]
+        trail.append((keep // len(options), options[keep % len(options)]))
+        used, lost, least = used[:, keep], lost[keep], least[keep]
+        if not len(keep):
+            return ceiling, []
+    best = np.argsort(lost, kind="stable")[:MOST_ANSWERS]
+    bound = min(ceiling, float(lost.min()))
+    return bound, [_picks(program, order, trail, int(state)) for state in best]
+
+
+def _judged(program: Program, y: Floats, rounding: float) -> tuple[Floats, Floats]:
+    """The rows that partial answers are judged by, and their room, that for rounding included.
+
+    Beside the program's own their sum weighted by the multipliers, which binds more than each.
+    """
+    room = program.room + np.where(program.whole, 0.0, 4 * rounding)
+    if len(room) == 1:
+        return program.usage, room
+    joint = float(y @ room) + rounding * float(y @ (2 + np.abs(room)))
+    return np.vstack([program.usage, y @ program.usage]), np.append(room, joint)
+
+
+def _undominated(used: Floats, lost: Floats) -> Integers:
+    """Indices of states that no other uses and loses as little as; of equals the first."""
+    if len(used) == 1:
+        order = np.lexsort((lost, used[0]))
+        before = np.minimum.accumulate(np.concatenate([[math.inf], lost[order][:-1]]))
+        return order[lost[order] < before]
+    if not len(used):
+        return lost.argsort(kind="stable")[:1]
+    order = np.lexsort((lost, *used))
+    apart = (np.diff(used[:, order], axis=1) != 0).any(axis=0)
+    return order[np.concatenate([[True], apart])[: len(order)]]
+
+
+def _picks(
+    program: Program, order: Integers, trail: Sequence[tuple[Integers, Integers]], state: int
+) -> Integers:
+    """(n,) the options that led to a state."""
+    picks = np.array(program.starts)
+    for place, (parents, options) in zip(order[::-1], reversed(trail), strict=True):
+        picks[place] = options[state]
+        state = int(parents[state])
+    return picks

@@ -1,0 +1,75 @@
+"""Every example runs, and so does every block of the README."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = {
+    "pareto_frontier.py": [],
+    "config_from_table.py": [],
+    "another_budget.py": [],
+    "save_and_load.py": [],
+    "nas_loop.py": ["--trials", "4", "--steps", "40"],
+}
+ELSEWHERE = {  # tests that run them
+    "train_digits.py": "tests/demo",
+    "train_language.py": "tests/demo",
+    "cifar10.py": "tests/test_real_networks.py",
+    "mobilenet_v2.py": "tests/test_real_networks.py",
+}
+
+
+def run(*command: str, folder: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, check=False, cwd=folder
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_runs(name: str, tmp_path: Path) -> None:
+    said = run(str(ROOT / "examples" / name), *EXAMPLES[name], folder=tmp_path)
+    assert said.strip()
+
+
+def test_the_frontier_s_losses_fall_as_its_bytes_grow(tmp_path: Path) -> None:
+    said = run(str(ROOT / "examples/pareto_frontier.py"), folder=tmp_path)
+    rows = [(float(a), float(b)) for a, b in re.findall(r"(\d+) byte  loss (\S+)", said)]
+    assert len(rows) > 4
+    assert rows == sorted(rows, key=lambda row: (row[0], -row[1]))
+    assert [loss for _, loss in rows] == sorted((loss for _, loss in rows), reverse=True)
+
+
+def test_the_saved_model_computes_the_same(tmp_path: Path) -> None:
+    assert "the same outputs: True" in run(str(ROOT / "examples/save_and_load.py"), folder=tmp_path)
+
+
+def test_every_example_is_run_by_a_test() -> None:
+    assert {p.name for p in (ROOT / "examples").glob("*.py")} == {*EXAMPLES, *ELSEWHERE}
+
+
+def test_the_readme_s_python_runs(tmp_path: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) == 1
+    (tmp_path / "readme.py").write_text("\n".join(blocks))
+    run("readme.py", folder=tmp_path)
+    assert (tmp_path / "bits.json").is_file()
+
+
+def test_the_readme_s_commands_run(tmp_path: Path) -> None:
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines = [line.split(" #")[0] for block in blocks for line in block.splitlines()]
+    commands = [part.strip() for line in lines for part in line.split(";")]
+    (tmp_path / "task.py").write_text("from mpsearch.demo.digits import task\n")
+    ran = 0
+    for command in commands:
+        if command.startswith("mpsearch") and "examples/" not in command:
+            words = command.removeprefix("mpsearch ").split()
+            run("-m", "mpsearch.cli", *words, folder=tmp_path)
+            ran += 1
+    assert ran > 8
