@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from mpsearch.allocation import Allocation, Baseline, named
 from mpsearch.formats import Option
-from mpsearch.problem import Problem
+from mpsearch.problem import Problem, Status
 from mpsearch.protocols import Solver
 
 
@@ -66,6 +66,7 @@ def instead(answer: Allocation, baseline: Baseline, why: str) -> Allocation:
         answer,
         layers=baseline.layers,
         loss=baseline.loss,
+        status=answer.status if baseline.loss <= answer.loss else Status.FEASIBLE,
         figures=figures,
         provenance={**answer.provenance, "guard": f"{why}; it is returned"},
     )

@@ -72,8 +72,18 @@ def joined(batches: Sequence[Any], most: int) -> Any:
     return _join(taken)
 
 
+def parts(batch: Any, most: int) -> list[Any]:
+    """The batch in parts of at most ``most`` samples."""
+    starts = range(0, samples(batch), most)
+    return [_map(batch, partial(_from, start, start + most)) for start in starts]
+
+
 def _first(count: int, tensor: Tensor) -> Tensor:
     return tensor[:count]
+
+
+def _from(start: int, stop: int, tensor: Tensor) -> Tensor:
+    return tensor[start:stop]
 
 
 def _alike(one: Any, other: Any) -> bool:

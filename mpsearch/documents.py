@@ -116,11 +116,13 @@ def layer_document(layer: Layer) -> dict[str, Any]:
 
 
 def _cost(node: Node, name: str, names: _Names) -> Cost:
-    members = node.object("unit", _NUMBERS)
-    unit = members["unit"].text()
+    members = node.object("" if name == "loss" else "unit", _NUMBERS)
+    unit = members["unit"].text() if "unit" in members else name
     fixed = members["fixed"].number() if "fixed" in members else 0
     given = members.get("reference")
     reference = None if given is None or given.none() else given.number()
+    if "stages" not in members and "values" not in members:
+        raise BadDocument(f"{node.place}: has no 'values'; it is required")
     if "stages" not in members:
         return _table(members, name, names, unit, fixed, reference)
     for key in ("values", "stderr", "reduce"):
@@ -139,9 +141,6 @@ def _table(
     reference: float | None,
 ) -> Table:
     shape = (len(names.layers), len(names.options))
-    if "values" not in members:
-        place = members["unit"].place.removesuffix(".unit")
-        raise BadDocument(f"{place}: has no 'values'; it is required")
     values = members["values"].matrix(*shape, masked=True)
     allowed = ~np.isnan(values)
     if not allowed.any(axis=1).all():

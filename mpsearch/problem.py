@@ -207,10 +207,14 @@ class Problem:
 
     @property
     def span(self) -> float:
-        """Sum over layers of (largest - smallest loss): the scale that gaps are measured on."""
+        """Sum over layers of (largest - smallest loss), and of the sizes of interactions.
+
+        The scale that gaps are measured on.
+        """
         values, mask = self.loss.values.astype(np.float64), self.loss.allowed
         high, low = np.where(mask, values, -np.inf), np.where(mask, values, np.inf)
-        return math.fsum((high.max(axis=1) - low.min(axis=1)).tolist())
+        pairs = [abs(pair.loss) for pair in self.interactions]
+        return math.fsum([*(high.max(axis=1) - low.min(axis=1)).tolist(), *pairs])
 
     def total(self, choice: Sequence[int]) -> float:
         """The loss of a choice, interactions included."""

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from mpsearch.allocation import Allocation, Baseline, Frontier
@@ -20,6 +19,7 @@ from mpsearch.quant.model import quantize
 from mpsearch.quant.recipe import Recipe
 from mpsearch.sweep import Sweep
 from mpsearch.task import Task
+from mpsearch.tracing import evaluating
 
 
 @dataclass(frozen=True)
@@ -66,16 +66,10 @@ def _stderr(numbers: Sequence[float]) -> float:
     return math.sqrt(spread / len(numbers))
 
 
-@torch.no_grad()
 def outputs(model: nn.Module, batches: Sequence[Any]) -> list[Tensor]:
-    """The model's output on each batch, in eval mode; the mode is put back."""
-    training = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
+    """The model's output on each batch, in eval mode and without gradients."""
+    with evaluating(model):
         return [tensor_of(call(model, batch)).detach().clone() for batch in batches]
-    finally:
-        for module, mode in training:
-            module.training = mode
 
 
 def measure(model: nn.Module, task: Task, reference: Sequence[Tensor]) -> Measured:

@@ -10,7 +10,7 @@ from mpsearch.formats import Option
 from mpsearch.network import Network
 from mpsearch.quant.integers import encode
 from mpsearch.quant.recipe import Recipe
-from mpsearch.sites import module_weight, output_first, sites
+from mpsearch.tracing import module_weight, output_first, sites
 from mpsearch.tables import Mask
 
 

@@ -58,7 +58,7 @@ def asked(program: Program, engine: Engine, seconds: float, shift: Floats) -> Wo
 def _model(program: Program, free: Integers, limits: Floats) -> tuple[Any, list[Any]]:
     """The model and its variables, one for each free option."""
     model = pulp.LpProblem("mpsearch", pulp.LpMinimize)
-    taken = [pulp.LpVariable(f"x{i}", cat="Binary") for i in range(len(free))]
+    taken = [model.add_variable(f"x{i}", cat="Binary") for i in range(len(free))]
     place = {int(option): variable for option, variable in zip(free, taken, strict=True)}
     terms = list(zip(taken, (program.gain[free] * LOSS).tolist(), strict=True))
     pairs = []
@@ -77,7 +77,7 @@ def _model(program: Program, free: Integers, limits: Floats) -> tuple[Any, list[
 
 def _both(model: Any, number: int, one: Any, two: Any, loss: float) -> Any:
     """A variable that is 1 where both options are taken, 0 where not, as the loss would have it."""
-    both = pulp.LpVariable(f"z{number}", 0, 1)
+    both = model.add_variable(f"z{number}", 0, 1)
     if loss > 0:
         model += both >= one + two - 1
     else:

@@ -95,15 +95,15 @@ class _Search:
         return math.inf if self.picks is None else float(self.program.gain[self.picks].sum())
 
     @property
-    def closed(self) -> bool:
-        """Whether the best answer is proven to be that."""
+    def optimal(self) -> bool:
+        """Whether the best answer is proven optimal, as the word is used of a solution."""
         return self.problem.status(self.loss, self.floor) is Status.OPTIMAL
 
     def narrow(self) -> None:
         """Leave out what is in no better answer, as long as that leaves less."""
         for _ in range(ROUNDS):
             program = self.program
-            if self.closed or program.pairs:
+            if self.floor >= self.loss or program.pairs:
                 return
             y, picks = relaxed(program)
             self.offer(picks)
@@ -121,7 +121,7 @@ class _Search:
         """Take the engine's answer; ask again with less room where it breaks a condition."""
         shift = np.zeros(len(self.program.rows))
         for attempt in range(ATTEMPTS):
-            if self.closed:
+            if self.optimal or len(self.program.owner) == len(self.program.layers):
                 return
             word = asked(self.program, engine, seconds, shift)
             if attempt == 0:
@@ -132,9 +132,13 @@ class _Search:
             shift -= 2 * np.maximum(used - self.program.room, 0) + 1e-12
 
     def enumerate(self, most: int) -> None:
-        """Go through all that is left, if it is not too much."""
-        if self.closed or self.program.pairs:
+        """Go through all that is left, if it is not too much.
+
+        An answer that counts as optimal may still have layers of small losses to put right.
+        """
+        if self.floor >= self.loss or self.program.pairs:
             return
+        most = most // 10 if self.optimal else most
         y, _ = relaxed(self.program)
         bound, found = enumerated(self.program, y, self.ceiling, most)
         for picks in found:
@@ -143,7 +147,7 @@ class _Search:
 
     def believe(self, engine: Literal["highs", "cbc"], seconds: float) -> None:
         """Where the proof had to stop, count what the engine proved, less its tolerances."""
-        if self.closed or self.floor == math.inf:
+        if self.optimal or self.floor == math.inf:
             return
         self.floor = max(self.floor, self.word)
         if not self.choice:

@@ -110,16 +110,20 @@ class Program:
         return math.fsum([*self.constant, *self.least(self.loss).tolist(), gain * self.unit])
 
     def kept(self, keep: Mask) -> "Program":
-        """With some options left out; every class keeps one."""
+        """With some options left out, and the rows that always hold then; every class keeps one."""
         place = np.cumsum(keep) - 1
         pairs = [(place[a], place[b], q) for a, b, q in self.pairs if keep[a] and keep[b]]
-        return replace(
+        fewer = replace(
             self,
             owner=self.owner[keep],
             loss=self.loss[keep],
             rows=self.rows[:, keep],
             columns=self.columns[keep],
             pairs=tuple((int(a), int(b), q) for a, b, q in pairs),
+        )
+        binds = fewer.most(fewer.usage).sum(axis=1) > fewer.room
+        return replace(
+            fewer, rows=fewer.rows[binds], limits=fewer.limits[binds], whole=fewer.whole[binds]
         )
 
     def choice(self, picks: Sequence[int] | Integers) -> tuple[int, ...]:
@@ -201,7 +205,7 @@ def _losses(
     size += math.fsum(abs(pair.loss) for pair in inner)
     parts = np.concatenate([problem.loss.values[mask[index]], [pair.loss for pair in inner]])
     exact = not size or _sums_exactly(parts, size + float(np.abs(parts).max()))
-    error = 0.0 if exact else ULP * (len(index) + len(inner)) * size
+    error = 0.0 if exact else ULP * (len(index) + len(inner) + 1) * size
     return loss, (float(problem.loss.fixed), *low[tied].tolist()), error
 
 
@@ -297,13 +301,17 @@ def _product(bare: Program, group: Sequence[int]) -> Program:
     members = [np.flatnonzero(bare.owner == i) for i in group]
     picks = np.array(list(itertools.product(*members)))
     inside = [(a, b, q) for a, b, q in bare.pairs if bare.owner[a] in group]
-    loss = bare.loss[picks].sum(axis=1)
+    low = bare.least(bare.loss)
+    above = bare.loss[picks] - low[group]
+    loss = above.sum(axis=1)
     for a, b, q in inside:
         loss += q * ((picks == a).any(axis=1) & (picks == b).any(axis=1))
     rest = ~np.isin(bare.owner, group)
     others = [i for i in range(len(bare.layers)) if i not in group]
     place = np.cumsum(rest) - 1
-    size = np.abs(bare.loss[picks]).max(axis=0).sum() + sum(abs(q) for _, _, q in inside)
+    parts = np.concatenate([bare.loss[picks].ravel(), [q for _, _, q in inside]])
+    size = float(above.max(axis=0).sum()) + math.fsum(abs(q) for *_, q in inside)
+    exact = _sums_exactly(parts, size + float(np.abs(parts).max()))
     layers = [sum((bare.layers[i] for i in group), ())]
     widest = max(len(layers[0]), bare.columns.shape[1])
     columns = np.hstack(
@@ -321,7 +329,8 @@ def _product(bare: Program, group: Sequence[int]) -> Program:
         layers=(*(bare.layers[i] for i in others), *layers),
         columns=np.vstack([wide(bare.columns[rest]), wide(columns)]),
         pairs=tuple((int(place[a]), int(place[b]), q) for a, b, q in bare.pairs if rest[a]),
-        error=bare.error + ULP * (len(group) + len(inside)) * float(size),
+        constant=(*bare.constant, *low[group].tolist()),
+        error=bare.error + (0.0 if exact else ULP * (len(group) + len(inside) + 1) * size),
     )
 
 
@@ -331,11 +340,9 @@ def _reduced(bare: Program) -> Program | None:
         fits = (bare.usage <= bare.room[:, None]).all(axis=0)
         if not np.logical_or.reduceat(fits, bare.starts).all():
             return None
+        bare = bare.kept(fits)
         if fits.all():
             break
-        bare = bare.kept(fits)
-    binding = bare.most(bare.usage).sum(axis=1) > bare.room
-    bare = replace(bare, rows=bare.rows[binding], limits=bare.limits[binding], whole=bare.whole[binding])
     return bare if bare.pairs else bare.kept(~_dominated(bare))
 
 

@@ -51,7 +51,21 @@ def relaxed(program: Program) -> tuple[Floats, Integers]:
     support[free] = np.where(found.x > 1e-6, (y @ program.usage)[free], np.inf)
     some = program.least(support) < np.inf
     picks[some] = _cheapest(program, support)[some]
-    return y, picks
+    return y, filled(program, picks)
+
+
+def filled(program: Program, picks: Integers) -> Integers:
+    """With what room is left used up: one option after another that gains most and still fits."""
+    while True:
+        here = picks[program.owner]
+        left = program.room - program.usage[:, picks].sum(axis=1)
+        fits = (program.usage - program.usage[:, here] <= left[:, None]).all(axis=0)
+        gains = np.where(fits, program.gain[here] - program.gain, 0.0)
+        best = int(gains.argmax())
+        if gains[best] <= 0:
+            return picks
+        picks = picks.copy()
+        picks[program.owner[best]] = best
 
 
 def _cheapest(program: Program, price: Floats) -> Integers:

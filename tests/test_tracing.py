@@ -15,8 +15,13 @@ from torch import Tensor, nn
 
 import mpsearch as mp
 from mpsearch.network import Network
-from mpsearch.piecewise import curved, piecewise_linear
-from mpsearch.tracing import check_deterministic, module_weight, output_first
+from mpsearch.tracing import (
+    check_deterministic,
+    curved,
+    module_weight,
+    output_first,
+    piecewise_linear,
+)
 from tests.conftest import SHARED, require
 
 DEFINITIONS = SHARED / "models/definitions"

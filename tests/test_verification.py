@@ -78,13 +78,15 @@ def test_a_baseline_measured_better_is_returned_and_said() -> None:
     best = mp.verify(the_task, allocation(the_task, 2, 2, 2, uniform=8))
     assert {str(o) for o in best.values()} == {"int8/int8"}
     assert "uniform int8/int8 is measured better" in best.provenance["guard"]
+    assert best.loss == 0.2
+    assert best.status is mp.Status.FEASIBLE
     assert best.measured is not None
     assert best.measured["mix"]["kl"] > best.measured["kl"]
 
 
 def test_the_task_s_metrics_stand_beside_float_s() -> None:
     def evaluate(model: nn.Module) -> Mapping[str, float]:
-        return {"mean": float(model(torch.ones(1, 12)).mean())}
+        return {"mean": model(torch.ones(1, 12)).mean().item()}
 
     the_task = task(evaluate=evaluate)
     measured = mp.verify(the_task, allocation(the_task, 8, 8, 8)).measured

@@ -29,7 +29,7 @@ class Grid:
 
 
 def fake_quantize(x: Tensor, grid: Grid) -> Tensor:
-    """The nearest values on the grid; the gradient passes straight through where none is clipped."""
+    """The nearest values on the grid; the gradient passes straight through what is not clipped."""
     quantized: Tensor = torch.fake_quantize_per_tensor_affine(
         x.float(), grid.scale, grid.zero, grid.low, grid.high
     )
@@ -42,13 +42,13 @@ def codes(x: Tensor, grid: Grid) -> Tensor:
     return ((x.float() * inverse).round() + grid.zero).clamp(grid.low, grid.high).to(torch.int16)
 
 
-def supported(format: Format) -> Format:
+def supported(form: Format) -> Format:
     """The format as an input's, if it can be rounded to here; ``ValueError`` if not."""
-    this = format.as_activation()
+    this = form.as_activation()
     if this.kind == "full" or (this.kind == "int" and 2 <= this.bits <= 8 and this.per == "tensor"):
         return this
     raise ValueError(
-        f"cannot quantize inputs to {str(format)!r} yet; supported are int2 to int8 per tensor"
+        f"cannot quantize inputs to {str(form)!r} yet; supported are int2 to int8 per tensor"
         f" (with suffix a or s), and {_UNTOUCHED}: fp16, bf16, fp32"
     )
 
@@ -86,9 +86,9 @@ class Seen:
         self.body.append(flat[step // 2 :: step].clone())
         self.tails.append(ends.flatten())
 
-    def grid(self, format: Format, recipe: Recipe) -> Grid | None:
+    def grid(self, form: Format, recipe: Recipe) -> Grid | None:
         """The grid a format gets, or ``None`` where it leaves inputs as they are."""
-        this = supported(format)
+        this = supported(form)
         if this.kind == "full":
             return None
         top = (1 << (this.bits - 1)) - 1 if this.symmetric else (1 << this.bits) - 1

@@ -43,11 +43,13 @@ class Attention(nn.Module):
         self.batch_first, self.dropout = fused.batch_first, fused.dropout
         self.add_zero_attn = fused.add_zero_attn
         self.bias_k, self.bias_v = fused.bias_k, fused.bias_v
-        self.packed = fused.in_proj_weight is not None
-        if self.packed:
-            self.in_proj = _linear(fused.in_proj_weight, fused.in_proj_bias)
+        packed: nn.Parameter | None = fused.in_proj_weight
+        self.packed = packed is not None
+        if packed is not None:
+            self.in_proj = _linear(packed, fused.in_proj_bias)
         else:
-            biases = (None,) * 3 if fused.in_proj_bias is None else fused.in_proj_bias.chunk(3)
+            bias: Tensor | None = fused.in_proj_bias
+            biases = (None, None, None) if bias is None else bias.chunk(3)
             self.q_proj = _linear(fused.q_proj_weight, biases[0])
             self.k_proj = _linear(fused.k_proj_weight, biases[1])
             self.v_proj = _linear(fused.v_proj_weight, biases[2])
@@ -83,7 +85,11 @@ class Attention(nn.Module):
             out = weights @ v
             weights = weights.mean(1) if average_attn_weights else weights
         else:
-            out = F.scaled_dot_product_attention(q, k, v, mask, dropout)
+            hinted = (
+                is_causal and key_padding_mask is None
+            )  # and then, as in torch, no mask is read
+            mask = None if hinted else mask
+            out = F.scaled_dot_product_attention(q, k, v, mask, dropout, hinted)
         out = out.transpose(1, 2).flatten(2)
         out = self.out_proj(out if first else out.transpose(0, 1))
         if batched:
@@ -127,16 +133,22 @@ class Attention(nn.Module):
         return F.pad(mask, (0, k.shape[1] - mask.shape[-1]))
 
 
-def _linear(weight: nn.Parameter, bias: Tensor | None) -> nn.Linear:
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     module = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    module.weight = weight
+    module.weight = _parameter(weight)
     if bias is not None:
-        whole = bias if isinstance(bias, nn.Parameter) else nn.Parameter(bias.detach().clone())
-        module.bias = whole
+        module.bias = _parameter(bias)
     return module
 
 
-def _batched(x: Tensor, first: bool) -> Tensor:  # noqa: FBT001  (one word says it)
+def _parameter(values: Tensor) -> nn.Parameter:
+    """The same parameter, or one of a part's own."""
+    if isinstance(values, nn.Parameter):
+        return values
+    return nn.Parameter(values.detach().clone(), values.requires_grad)
+
+
+def _batched(x: Tensor, first: bool) -> Tensor:
     wide = x if x.dim() == 3 else x[None]
     return wide if first else wide.transpose(0, 1)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpsearch.batches import call, checked, joined, tensor_of
+from mpsearch.batches import call, checked, joined
 from mpsearch.formats import Format, Option
 from mpsearch.quant import activations, integers
 from mpsearch.quant.activations import Grid, Seen, fake_quantize
@@ -22,7 +22,7 @@ from mpsearch.quant.corrections import Moments, correcting, float_moments, undon
 from mpsearch.quant.integers import Codes, encode
 from mpsearch.quant.recipe import Recipe
 from mpsearch.quant.replay import Replay
-from mpsearch.sites import module_weight, output_first
+from mpsearch.tracing import module_weight, output_first
 
 
 class Bench:
@@ -87,28 +87,28 @@ class Bench:
         """The float model's output on the calibration samples."""
         return self.replay.reference
 
-    def codes(self, name: str, format: Format) -> Codes:
+    def codes(self, name: str, form: Format) -> Codes:
         """A layer's weight as stored in a format, outputs first."""
         weight = self._weights[name]
-        key = (id(weight), integers.supported(format))
+        key = (id(weight), integers.supported(form))
         if key not in self._codes:
             first = output_first(weight, self._layers[name])
-            self._codes[key] = _named(name, encode, first, format, self.recipe.ranges)
+            self._codes[key] = _named(name, encode, first, form, self.recipe.ranges)
         return self._codes[key]
 
-    def grid(self, name: str, format: Format) -> Grid | None:
+    def grid(self, name: str, form: Format) -> Grid | None:
         """The grid of a layer's input; ``None`` where it stays as it is."""
         if isinstance(self._layers[name], nn.Embedding):
             return None  # it reads indices
-        if activations.supported(format).kind != "full" and name not in self._seen:
+        if activations.supported(form).kind != "full" and name not in self._seen:
             raise ValueError(
                 f"module {name!r} is not called on the calibration batches, so its input has no"
                 " range; give batches that reach it, or leave its activations at 16 bits"
             )
-        key = (name, activations.supported(format))
+        key = (name, activations.supported(form))
         if key not in self._grids:
             seen = self._seen.get(name)
-            self._grids[key] = None if seen is None else seen.grid(format, self.recipe)
+            self._grids[key] = None if seen is None else seen.grid(form, self.recipe)
         return self._grids[key]
 
     @contextmanager
@@ -153,11 +153,11 @@ class Bench:
                 for name, data in before.items():
                     self._weights[name].data = data
 
-    def _dequantized(self, name: str, format: Format) -> Tensor:
+    def _dequantized(self, name: str, form: Format) -> Tensor:
         weight = self._weights[name]
-        if integers.supported(format).base == "fp32":
+        if integers.supported(form).base == "fp32":
             return weight.data
-        values = self.codes(name, format).dequantize().to(weight.dtype)
+        values = self.codes(name, form).dequantize().to(weight.dtype)
         return output_first(values, self._layers[name]).contiguous()  # its own inverse
 
     def _shared(self, options: Mapping[str, Option]) -> dict[str, Option]:
@@ -165,9 +165,7 @@ class Bench:
         given = dict(options)
         for name in options:
             if name not in self._layers:
-                raise KeyError(
-                    f"this bench was made without module {name!r}; name it when making it"
-                )
+                raise KeyError(f"made without module {name!r}; name it when making the bench")
         owners = {id(self._weights[name]): name for name in reversed(list(options))}
         for name, weight in self._weights.items():
             owner = owners.get(id(weight), name)
@@ -185,8 +183,8 @@ def changes(option: Option) -> bool:
     """Whether an option changes anything; ``ValueError`` where a format is not supported yet."""
     if option.method is not None:
         raise ValueError(
-            f"option {str(option)!r} names method {option.method!r}, which is not there yet; leave it"
-            " out, and weights are rounded as the recipe says"
+            f"option {str(option)!r} names method {option.method!r}, which is not there yet; leave"
+            " it out, and weights are rounded as the recipe says"
         )
     weight, inputs = integers.supported(option.weight), activations.supported(option.activation)
     return weight.base != "fp32" or inputs.kind != "full"

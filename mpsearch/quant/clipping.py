@@ -33,7 +33,7 @@ def clip(error: Callable[[Tensor], Tensor], ends: int, rows: int, like: Tensor) 
     fine = [step * _STEP / (_FINE + 1) for step in range(-_FINE, _FINE + 1) if step]
     for share in coarse[1:]:
         consider(torch.full_like(best, share))
-    alone = range(ends) if ends > 1 else ()
+    alone = [*range(ends)] * 2 if ends > 1 else []
     for end in alone:
         for share in coarse:
             consider(_with(best, end, torch.full_like(best[end], share)))

@@ -178,11 +178,11 @@ def shift(norm: _BatchNorm, wanted: tuple[Tensor, Tensor], got: tuple[Tensor, Te
 
 def add_to_bias(module: nn.Module, error: Tensor) -> None:
     """Add to a layer's bias, or give it one."""
-    bias = module.bias
-    kind = module.weight.dtype
-    old = 0 if bias is None else bias.detach().double()
-    new = (old + error).to(kind)  # type: ignore[operator]
-    module.bias = nn.Parameter(new, requires_grad=False)
+    bias, weight = getattr(module, "bias", None), module.weight
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"a layer's weight is a tensor, got {type(weight).__name__}")
+    new = error if bias is None else bias.detach().double() + error
+    module.bias = nn.Parameter(new.to(weight.dtype), requires_grad=False)
 
 
 @contextmanager

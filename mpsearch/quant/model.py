@@ -1,4 +1,4 @@
-"""The quantized network: a new module whose layers hold packed codes, equal to what was measured."""
+"""The quantized network: a new module whose layers hold codes, equal to what was measured."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from mpsearch.quant.corrections import norms_of
 from mpsearch.quant.integers import encode
 from mpsearch.quant.modules import Stored, share, store
 from mpsearch.quant.recipe import Recipe
-from mpsearch.sites import module_weight, output_first
+from mpsearch.tracing import module_weight, output_first
 
 Options = Mapping[str, Option | str]
 
@@ -92,7 +92,8 @@ def _store(
 
 
 def _set_bias(module: nn.Module, bias: torch.Tensor) -> None:
-    if module.bias is None:
-        module.bias = nn.Parameter(bias.clone(), requires_grad=False)
+    own = module.bias
+    if isinstance(own, torch.Tensor):
+        own.copy_(bias)
     else:
-        module.bias.copy_(bias)
+        module.bias = nn.Parameter(bias.clone(), requires_grad=False)

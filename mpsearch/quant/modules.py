@@ -5,7 +5,6 @@ before the operation or activates after it keeps doing so.
 """
 
 from collections.abc import Callable, Mapping
-from functools import cache
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from mpsearch.quant.activations import Grid
 from mpsearch.quant.bench import rounded
 from mpsearch.quant.integers import Codes
 from mpsearch.quant.packing import pack, unpack
-from mpsearch.sites import output_first
+from mpsearch.tracing import output_first
 
 _BUFFERS = ("codes", "scale", "zero_point", "input_scale", "input_zero_point")
 
@@ -79,24 +78,34 @@ class Stored(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         kept = {name: getattr(self, name) for name in _BUFFERS}
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, old in kept.items():  # a change of type is one of what is computed in
             if old is not None and getattr(self, name).dtype != old.dtype:
                 setattr(self, name, old.to(getattr(self, name).device))
         return self
 
-    def _load_from_state_dict(self, state: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        scale, bias = state.get(prefix + "scale"), state.get(prefix + "bias")
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        scale, bias = state_dict.get(prefix + "scale"), state_dict.get(prefix + "bias")
         if isinstance(scale, Tensor) and self.scale is not None:
             self.scale = self.scale.to(scale.dtype)  # fp16 or bf16, as the weights asked for
         if isinstance(bias, Tensor) and getattr(self, "bias", None) is None:
             self.bias = nn.Parameter(torch.zeros_like(bias, device=self.codes.device))
-        super()._load_from_state_dict(state, prefix, *args)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-@cache
+_CLASSES: dict[type, type[nn.Module]] = {}
+
+
 def quantized_class(of: type[nn.Module]) -> type[nn.Module]:
     """The class of quantized modules that are otherwise of class ``of``."""
+    if of not in _CLASSES:
+        _CLASSES[of] = _made(of)
+    return _CLASSES[of]
+
+
+def _made(of: type[nn.Module]) -> type[nn.Module]:
     return type(f"Quantized{of.__name__}", (Stored, of), {"__doc__": Stored.__doc__})
 
 
@@ -131,8 +140,8 @@ def share(module: nn.Module, other: nn.Module) -> None:
 
 def _turning(module: nn.Module) -> Callable[[Tensor], Tensor]:
     """From outputs first to how the module's class lays its weight out."""
-    sample = module.weight
-    if output_first(sample, module) is sample:
+    weight = module.weight
+    if not isinstance(weight, Tensor) or output_first(weight, module) is weight:
         return _same
     if isinstance(module, nn.modules.conv._ConvTransposeNd):  # noqa: SLF001
         return _Transposed(module.groups)
@@ -151,4 +160,5 @@ class _Transposed:
 
     def __call__(self, weight: Tensor) -> Tensor:
         apart = weight.unflatten(0, (self.groups, -1))
-        return apart.transpose(1, 2).flatten(0, 1)
+        turned: Tensor = apart.transpose(1, 2).flatten(0, 1)
+        return turned

@@ -27,7 +27,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     unsigned[: len(flat)] = (flat.to(torch.int16) & ((1 << bits) - 1)).to(torch.uint8)
     ones = (unsigned[:, None] >> _powers(bits, codes)) & 1
     stream = (ones.reshape(-1, 8) << _powers(8, codes)).sum(1, dtype=torch.uint8)
-    return stream[: -(-len(flat) * bits // 8)]
+    return stream[: -(-len(flat) * bits // 8)].clone()  # no storage beyond the stream
 
 
 def unpack(stream: Tensor, bits: int, count: int, *, signed: bool = False) -> Tensor:

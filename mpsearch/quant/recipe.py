@@ -41,8 +41,9 @@ class Recipe:
         _one_of("ranges", self.ranges, get_args(Ranges))
         _one_of("rounding", self.rounding, get_args(Rounding))
         _one_of("activation_ranges", self.activation_ranges, get_args(ActivationRanges))
-        if isinstance(self.corrections, str) or not isinstance(self.corrections, Sequence):
-            raise ValueError(f"recipe: corrections are a list, got {self.corrections!r}")
+        given: Any = self.corrections  # a document may hold anything
+        if not isinstance(given, tuple | list):
+            raise ValueError(f"recipe: corrections are a list, got {given!r}")  # noqa: TRY004
         object.__setattr__(self, "corrections", tuple(self.corrections))
         for correction in self.corrections:
             _one_of("corrections", correction, get_args(Correction))
@@ -52,7 +53,7 @@ class Recipe:
             raise ValueError(
                 f"recipe: percentile is above 50 and at most 100, got {self.percentile!r}"
             )
-        if not isinstance(self.samples, int) or isinstance(self.samples, bool) or self.samples < 1:
+        if not _is_number(self.samples) or self.samples < 1 or self.samples % 1 != 0:
             raise ValueError(f"recipe: samples is a whole number from 1 up, got {self.samples!r}")
 
     @classmethod
@@ -65,8 +66,9 @@ class Recipe:
         >>> Recipe.read({"ranges": "minmax", "corrections": []}).corrections
         ()
         """
-        if document is not None and not isinstance(document, Mapping):
-            raise ValueError(f"a recipe is an object such as {cls().document()}, got {document!r}")
+        given: Any = document
+        if given is not None and not isinstance(given, Mapping):
+            raise ValueError(f"a recipe is an object such as {cls().document()}, got {given!r}")
         known = {field.name for field in fields(cls)}
         unknown = [key for key in document or {} if key not in known]
         if unknown:

@@ -20,7 +20,7 @@ from mpsearch.batches import call, tensor_of
 
 @dataclass(eq=False)
 class _Call:
-    """One call of one module. Calls are numbered in the order they begin; a clock ticks twice a call.
+    """One call of one module, numbered in the order they begin; a clock ticks twice a call.
 
     Attributes:
         after: Number of the next call that is not inside this one.
@@ -94,7 +94,7 @@ class Replay:
         return output
 
     def _record(self, keep: Mapping[int, bool]) -> tuple[list[_Call], Tensor]:
-        """Every call of one forward, and the output; kept ones are cloned where the flag says so."""
+        """Every call of one forward, and the output; ``keep`` says of which, and whether cloned."""
         calls: list[_Call] = []
         open_calls: list[_Call] = []
         clock = iter(range(1 << 62))

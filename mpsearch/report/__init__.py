@@ -1,1 +1,1 @@
-"""Results for people: a page that opens without a network, its figures, and tables in plain text."""
+"""Results for people: a page that opens without a network, its figures, and plain tables."""

@@ -5,13 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mpsearch.formats import Option
-from mpsearch.report.columns import Columns, shortened
+from mpsearch.report.columns import Columns, margin, shortened
 from mpsearch.report.data import Report
-from mpsearch.report.markup import hint, label, svg, tag, width_of
+from mpsearch.report.markup import hint, label, svg, tag
 from mpsearch.report.scales import written
 
-LEFT = 64
-GAP = 34  # pixels between two panels, for the title of the lower one
+GAP = 42  # pixels between two panels, for the title of the lower one
 
 
 @dataclass(frozen=True)
@@ -43,9 +42,8 @@ def bars_figure(report: Report) -> str:
     roles = list(dict.fromkeys(role for option in options for role in option.formats))
     used = list(dict.fromkeys(map(str, options)))
     rows = [] if roles else used
-    left = max(LEFT, *(24 + width_of(shortened(text, 24)) for text in rows), 0)
-    columns = Columns.fitting(names, left)
-    parts, y = [], 8.0
+    columns = Columns.fitting(names, margin(report))
+    parts, y = [], 0.0
     if rows:
         drawn, y = _rows(columns, rows, options, y)
         parts.append(drawn)
@@ -54,8 +52,8 @@ def bars_figure(report: Report) -> str:
         drawn, y = _panel(columns, panel, y)
         parts.append(drawn)
     for text in same:
-        y += 18
-        parts.append(label(left, y, text, "muted"))
+        y += 20
+        parts.append(label(columns.left, y, text, "muted"))
     words, bottom = columns.legend(y + 2)
     hover = [_hover(columns, i, y, report) for i in range(len(columns.names))]
     return svg(columns.width, bottom + 8, "bits of every layer", *parts, words, *hover)
@@ -116,13 +114,12 @@ def _panel(columns: Columns, panel: Panel, top: float) -> tuple[str, float]:
     most = max([*known, 1e-12])
     high = top + GAP - 8
     base = high + panel.height
-    parts = [label(columns.left, top + 12, panel.title, "title")]
-    for value in _levels(most, panel):
-        y = base - panel.height * value / most
-        parts.append(
-            tag("line", x1=columns.left, x2=columns.right, y1=y, y2=y, class_="grid")
-        )
-        parts.append(label(columns.left - 6, y + 4, written(value), "tick", text_anchor="end"))
+    parts = [label(columns.left, top + 16, panel.title, "title")]
+    for level in _levels(most, panel):
+        y = base - panel.height * level / most
+        parts.append(tag("line", x1=columns.left, x2=columns.right, y1=y, y2=y, class_="grid"))
+        text = written(float(f"{level:.2g}"))
+        parts.append(label(columns.left - 6, y + 4, text, "tick", text_anchor="end"))
     inset = 1 if columns.pitch < 12 else 2.5
     for i, value in enumerate(panel.values[: len(columns.names)]):
         if value is None:
@@ -132,12 +129,8 @@ def _panel(columns: Columns, panel: Panel, top: float) -> tuple[str, float]:
         parts.append(tag("rect", y=base - tall, height=tall, class_=panel.class_, rx=1.5, **box))
         if panel.numbers and columns.named:
             middle = columns.x(i) + columns.pitch / 2
-            parts.append(
-                label(middle, base - tall - 4, f"{value:g}", "bits", text_anchor="middle")
-            )
-    parts.append(
-        tag("line", x1=columns.left, x2=columns.right, y1=base, y2=base, class_="axis")
-    )
+            parts.append(label(middle, base - tall - 4, f"{value:g}", "bits", text_anchor="middle"))
+    parts.append(tag("line", x1=columns.left, x2=columns.right, y1=base, y2=base, class_="axis"))
     return tag("g", *parts), base
 
 
@@ -161,8 +154,9 @@ def _rows(
         y = top + 20 * number
         shown = shortened(text, 24)
         parts.append(label(columns.left - 8, y + 14, shown, "tick", text_anchor="end"))
-        parts.append(tag("line", x1=columns.left, x2=columns.right, y1=y + 20, y2=y + 20,
-                         class_="grid"))
+        parts.append(
+            tag("line", x1=columns.left, x2=columns.right, y1=y + 20, y2=y + 20, class_="grid")
+        )
     for i, option in enumerate(options[: len(columns.names)]):
         y = top + 20 * rows.index(str(option)) + 3
         box = {"x": columns.x(i) + 1, "width": columns.pitch - 2}

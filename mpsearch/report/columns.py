@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from mpsearch.report.data import Report
 from mpsearch.report.markup import hint, label, tag, width_of
 
 LIMIT = 1000  # columns drawn; more would make no picture
@@ -55,27 +56,16 @@ class Columns:
     def legend(self, top: float) -> tuple[str, float]:
         """Names under the columns, brackets under those that share a beginning; and the end."""
         groups = [(name, first, last) for name, first, last in grouped(self.names) if last > first]
-        grouped_names = {i: name for name, first, last in groups for i in range(first, last + 1)}
-        leaves = [
-            name[len(grouped_names[i]) + 1 :] if i in grouped_names else name
-            for i, name in enumerate(self.names)
-        ]
-        every = 1 if self.named else math.ceil(NAMED / self.pitch)
-        if not self.named and groups:
-            leaves = ["" if i in grouped_names else leaf for i, leaf in enumerate(leaves)]
-        kept = [
-            (i, shortened(leaf))
-            for i, leaf in enumerate(leaves)
-            if leaf and (i % every == 0 or not self.named and groups)
-        ]
-        parts, free = [], -math.inf
-        for i, leaf in kept:
-            x = self.x(i) + self.pitch / 2
-            if x - free >= NAMED - 1:
-                parts.append(self._leaf(x, top, leaf, self.names[i]))
-                free = x
-        deep = max((width_of(leaf, 11.5) for _, leaf in kept), default=0.0) * 0.87
-        bottom = top + 12 + deep
+        within = {i: len(name) + 1 for name, *ends in groups for i in range(ends[0], ends[1] + 1)}
+        brackets_only = bool(groups) and not self.named
+        parts, deep, last = [], 0.0, -math.inf
+        for i, name in enumerate(self.names):
+            x, text = self.x(i) + self.pitch / 2, shortened(name[within.get(i, 0) :])
+            if (brackets_only and i in within) or x - last < NAMED - 1:
+                continue
+            parts.append(self._leaf(x, top, text, name))
+            deep, last = max(deep, width_of(text, 11.5)), x
+        bottom = top + 12 - deep * math.sin(math.radians(TILT))
         if groups:
             parts += self._brackets(groups, bottom if self.named else top + 6)
             bottom = max(bottom, top) + 26
@@ -103,6 +93,13 @@ class Columns:
             shown = text if width_of(text, 11) <= wide + 4 else ""
             words = label(middle, y + 18, shown, "group", text_anchor="middle") if shown else ""
             yield tag("g", hint(name), line, words)
+
+
+def margin(report: Report) -> float:
+    """Pixels before the first column: every figure of a report leaves the same."""
+    table = report.loss
+    options = report.allocation.values() if table is None else table.options
+    return max(64.0, *(20 + width_of(shortened(str(o), 24)) for o in options))
 
 
 def grouped(names: Sequence[str]) -> Iterator[tuple[str, int, int]]:

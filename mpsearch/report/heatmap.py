@@ -1,12 +1,11 @@
 """The sensitivity table as a heat map: layers across, options down, what was chosen outlined."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from mpsearch.report.columns import Columns, shortened
+from mpsearch.report.columns import Columns, margin, shortened
 from mpsearch.report.data import Report
 from mpsearch.report.markup import hint, label, svg, tag, width_of
 from mpsearch.report.scales import Axis, written
@@ -49,13 +48,12 @@ def heatmap_figure(report: Report) -> str:
     if table is None:
         return ""
     texts = [shortened(str(option), 24) for option in table.options]
-    left = max(64.0, *(20 + width_of(text) for text in texts))
-    columns = Columns.fitting([layer.name for layer in table.layers], left)
+    columns = Columns.fitting([layer.name for layer in table.layers], margin(report))
     heat = Heat.of(table)
     key, top = _key(columns, heat, table)
     bottom = top + ROW * len(table.options)
     rows = [
-        label(left - 8, top + ROW * (k + 0.5) + 4, text, "tick", text_anchor="end")
+        label(columns.left - 8, top + ROW * (k + 0.5) + 4, text, "tick", text_anchor="end")
         for k, text in enumerate(texts)
     ]
     chosen = _chosen(report, table)[: len(columns.names)]
@@ -111,16 +109,20 @@ def said(table: Table, row: int, k: int, *, chosen: bool) -> str:
 
 
 def _outline(columns: Columns, row: int, k: int, top: float) -> str:
-    thin = columns.pitch < 12
+    """An outline of the chosen cell; in thin columns a mark within it, which hides less."""
+    if not columns.named:
+        return _dash(columns.x(row), top + ROW * k, columns.pitch)
     box = {
-        "x": columns.x(row) + (0.5 if thin else 1.5),
+        "x": columns.x(row) + 1.5,
         "y": top + ROW * k + 1.5,
-        "width": columns.pitch - (1 if thin else 3),
+        "width": columns.pitch - 3,
         "height": ROW - 3,
     }
-    if thin:
-        return tag("rect", class_="chosen thin", **box)
     return tag("rect", class_="chosen-halo", **box) + tag("rect", class_="chosen", rx=1, **box)
+
+
+def _dash(x: float, y: float, wide: float) -> str:
+    return tag("rect", x=x + 0.5, y=y + 8, width=wide - 1, height=ROW - 16, class_="dash")
 
 
 def _key(columns: Columns, heat: Heat, table: Table) -> tuple[str, float]:
@@ -135,18 +137,15 @@ def _key(columns: Columns, heat: Heat, table: Table) -> tuple[str, float]:
         x = ends(value) if heat.high > heat.low else left + wide / 2
         parts.append(label(x, y + 26, written(value), "tick", text_anchor="middle"))
     x = left + wide * COLOURS + 24
-    for text, kind in _kinds(table):
-        box = {"x": x, "y": y - 1, "width": 14, "height": 14}
-        fill = {"fill": "url(#masked)"} if kind == "cell" else {}
-        parts.append(tag("rect", class_=kind, rx=1, **box, **fill))
-        parts.append(label(x + 21, y + 10, text, "legend"))
-        x += 21 + width_of(text) + 12
+    box = {"y": y - 1, "width": 14, "height": 14}
+    outline = tag("rect", x=x, class_="chosen", rx=1, **box)
+    chosen = outline if columns.named else _dash(x + 4, y - 6, columns.pitch)
+    parts += [chosen, label(x + 21, y + 10, "chosen", "legend")]
+    if not table.allowed.all():
+        x += 33 + width_of("chosen")
+        parts.append(tag("rect", x=x, fill="url(#masked)", **box))
+        parts.append(label(x + 21, y + 10, "not allowed", "legend"))
     return tag("g", *parts), y + 38
-
-
-def _kinds(table: Table) -> Sequence[tuple[str, str]]:
-    masked = [] if table.allowed.all() else [("not allowed", "cell")]
-    return [("chosen", "chosen"), *masked]
 
 
 def _marks(heat: Heat) -> list[float]:

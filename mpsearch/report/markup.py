@@ -3,11 +3,12 @@
 import math
 from html import escape
 from importlib.resources import files
+from unicodedata import category
 
 
 def escaped(text: str) -> str:
     """Text for XML or HTML; what cannot be printed, or would turn text around, is replaced."""
-    return escape("".join(c if c.isprintable() else "\ufffd" for c in text))
+    return escape("".join(c if c.isprintable() or category(c) == "Zs" else "\ufffd" for c in text))
 
 
 def tag(name: str, *children: str, **attributes: str | float | None) -> str:

@@ -4,10 +4,11 @@ Shapes say what a network is, filling says how it is known: hollow is predicted,
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from mpsearch.report.data import THIS, UNIFORM, Report, Run
+from mpsearch.report.data import UNIFORM, Report, Run
+from mpsearch.report.marks import SHAPES, kind, legend, shade
 from mpsearch.report.markup import asset, hint, label, svg, tag, width_of
 from mpsearch.report.placing import Box, Places
 from mpsearch.report.scales import Axis, wide, written
@@ -27,6 +28,11 @@ class Stairs:
     costs: tuple[float, ...] = ()
     losses: tuple[float, ...] = ()
     bounds: tuple[float, ...] = ()
+
+    @property
+    def proven(self) -> bool:
+        """Whether something between two points is ruled out by proof."""
+        return any(math.isfinite(bound) for bound in self.bounds[1:])
 
     @classmethod
     def of(cls, report: Report) -> "Stairs":
@@ -76,13 +82,13 @@ def _drawn(report: Report, width: float, height: float, style: str) -> str:
     if not runs and not stairs.costs:
         empty = label(width / 2, height / 2, "nothing to draw", "muted", text_anchor="middle")
         return svg(width, height, name, style, ground, empty)
-    legend, top = _legend(stairs, report, runs, width)
+    key, top = legend(runs, width, line=bool(stairs.costs), gap=stairs.proven)
     plot = _plot(stairs, report, runs, (62, top + 40, width - 20, height - 52))
     places = Places(plot.box)
     parts = [
         style,
         ground,
-        legend,
+        key,
         _axes(plot, report),
         _stairs(plot, stairs, places),
         _budget(plot, report, places),
@@ -103,9 +109,7 @@ def _plot(
     costs = [*stairs.costs, *(run.cost for run in runs)]
     costs += [] if report.limit is None else [report.limit]
     losses = [*stairs.losses, *(loss for run in runs for loss in _losses(run))]
-    return Plot(
-        Axis.over(costs, left, right), Axis.over(losses, bottom, top, log=wide(losses))
-    )
+    return Plot(Axis.over(costs, left, right), Axis.over(losses, bottom, top, log=wide(losses)))
 
 
 def _axes(plot: Plot, report: Report) -> str:
@@ -118,12 +122,10 @@ def _axes(plot: Plot, report: Report) -> str:
     largest = max(abs(plot.x.low), abs(plot.x.high))
     divisor, unit = scale(largest, report.unit)
     shown = Axis(plot.x.low / divisor, plot.x.high / divisor, plot.x.start, plot.x.end)
-    for cost in shown.ticks(int((box.right - box.left) / 90)):
+    for cost in shown.ticks(max(int((box.right - box.left) / 90), 4)):
         x = shown(cost)
         parts.append(tag("line", x1=x, x2=x, y1=box.bottom, y2=box.bottom + 5, class_="axis"))
-        parts.append(
-            label(x, box.bottom + 20, written(cost), "tick", text_anchor="middle")
-        )
+        parts.append(label(x, box.bottom + 20, written(cost), "tick", text_anchor="middle"))
     across = f"{report.cost} ({unit})" if unit else report.cost
     up = report.allocation.unit + (", log scale" if plot.y.log else "")
     parts.append(
@@ -169,18 +171,12 @@ def _gap(plot: Plot, stairs: Stairs, i: int) -> str:
     parts = []
     if i:
         left, top = plot.at(stairs.costs[i - 1], stairs.losses[i - 1])
-        parts.append(_shade(left, top, here, floor))
+        parts.append(shade(left, top, here, floor))
     under = plot.y(stairs.losses[i])
     if floor - under > 0.5:  # not proven optimal: the bound shows as a line of its own
         left = plot.x(stairs.costs[i - 1]) if i else here - 6
         parts.append(tag("path", d=_path([(left, floor), (here + 6, floor)]), class_="bound"))
     return "".join(parts)
-
-
-def _shade(left: float, top: float, right: float, bottom: float) -> str:
-    return tag(
-        "rect", x=left, y=top, width=max(right - left, 0), height=max(bottom - top, 0), class_="gap"
-    )
 
 
 def _dot(plot: Plot, cost: float, loss: float, bound: float) -> str:
@@ -203,28 +199,21 @@ def _budget(plot: Plot, report: Report, places: Places) -> str:
     return line + label(left, box.top + 11, text, "budget-name")
 
 
-def kind(run: Run) -> str:
-    """Which shape and colour a run has."""
-    if run.name == THIS:
-        return "this"
-    if run.name.startswith(UNIFORM):
-        return "uniform"
-    return "point" if run.name.startswith("point") else "template"
-
-
 def _mark(plot: Plot, run: Run, report: Report) -> str:
     """A hollow shape where the loss is predicted, a solid one where it is measured."""
-    shape = SHAPES[kind(run)]
-    x, parts = plot.x(run.cost), [hint(said(run, report))]
-    if run.predicted is not None and math.isfinite(run.predicted):
-        hollow, size = plot.y(run.predicted), 0.8 if run.measured is not None else 1
-        parts.append(shape(x, hollow, size, "hollow"))
-    if run.measured is not None and math.isfinite(run.measured):
-        if len(parts) > 1:
-            line = tag("line", x1=x, x2=x, y1=hollow, y2=plot.y(run.measured), class_="link")
-            parts.insert(1, line)
+    shape, x = SHAPES[kind(run)], plot.x(run.cost)
+    predicted, measured = (
+        None if loss is None or not math.isfinite(loss) else plot.y(loss)
+        for loss in (run.predicted, run.measured)
+    )
+    parts = [hint(said(run, report))]
+    if predicted is not None and measured is not None:
+        parts.append(tag("line", x1=x, x2=x, y1=predicted, y2=measured, class_="link"))
+    if predicted is not None:
+        parts.append(shape(x, predicted, 1 if measured is None else 0.8, "hollow"))
+    if run.measured is not None and measured is not None:
         parts.append(_bar(plot, x, run.measured, run.stderr or 0.0))
-        parts.append(shape(x, plot.y(run.measured), 1, "solid"))
+        parts.append(shape(x, measured, 1, "solid"))
     return tag("g", *parts, class_=f"mark {kind(run)}")
 
 
@@ -248,33 +237,6 @@ def _bar(plot: Plot, x: float, mean: float, stderr: float) -> str:
     return tag("path", d=ends, class_="error")
 
 
-def _circle(x: float, y: float, size: float, class_: str) -> str:
-    return tag("circle", cx=x, cy=y, r=5 * size, class_=class_)
-
-
-def _polygon(*corners: Corner) -> Callable[[float, float, float, str], str]:
-    def shape(x: float, y: float, size: float, class_: str) -> str:
-        points = " ".join(f"{x + dx * size:.1f},{y + dy * size:.1f}" for dx, dy in corners)
-        return tag("polygon", points=points, class_=class_)
-
-    return shape
-
-
-_STAR = [
-    (
-        radius * math.sin(math.pi * i / 5),
-        -radius * math.cos(math.pi * i / 5),
-    )
-    for i, radius in enumerate([10, 4.4] * 5)
-]
-SHAPES: dict[str, Callable[[float, float, float, str], str]] = {
-    "point": _circle,
-    "uniform": _polygon((0, -7), (7, 0), (0, 7), (-7, 0)),
-    "template": _polygon((-5.5, -5.5), (5.5, -5.5), (5.5, 5.5), (-5.5, 5.5)),
-    "this": _polygon(*_STAR),
-}
-
-
 def _names(plot: Plot, runs: Sequence[Run], places: Places) -> Iterator[str]:
     """Names beside all but the frontier's points."""
     shown = [run for run in runs if kind(run) != "point"]
@@ -285,41 +247,3 @@ def _names(plot: Plot, runs: Sequence[Run], places: Places) -> Iterator[str]:
         text = run.name.removeprefix(UNIFORM)
         left, base = places.beside(x, y, text)
         yield label(left, base, text, f"name {kind(run)}")
-
-
-def _legend(
-    stairs: Stairs, report: Report, runs: Sequence[Run], width: float
-) -> tuple[str, float]:
-    """What shapes and lines mean, wrapped to the width; and where it ends."""
-    there = {kind(run) for run in runs}
-    entries: list[tuple[str, str]] = []
-    if stairs.costs:
-        entries.append(("best found (predicted)", "frontier"))
-        if len(stairs.costs) > 1 and any(math.isfinite(b) for b in stairs.bounds[1:]):
-            entries.append(("not ruled out by proof", "gap"))
-    words = {"this": THIS, "template": "type template", "uniform": "one option everywhere"}
-    words["point"] = "point of the frontier"
-    entries += [(text, key) for key, text in words.items() if key in there]
-    if any(run.measured is not None for run in runs):
-        entries.append(("hollow: predicted", "hollow"))
-        entries.append(("solid: measured, ± 2 standard errors", "solid"))
-    x, y, parts = 12.0, 22.0, []
-    for text, key in entries:
-        wide_ = 34 + width_of(text) + 14
-        if x > 12 and x + wide_ > width:
-            x, y = 12.0, y + 20
-        parts += [_sample(key, x + 13, y - 4), label(x + 32, y, text, "legend")]
-        x += wide_
-    return tag("g", *parts), y
-
-
-def _sample(key: str, x: float, y: float) -> str:
-    if key == "gap":
-        return _shade(x - 12, y - 6, x + 12, y + 6)
-    if key == "frontier":
-        return tag("path", d=f"M{x - 12} {y - 4}h12v8h12", class_="frontier")
-    if key in ("hollow", "solid"):
-        drawn = _circle(x, y, 1, key)
-        bar = tag("path", d=f"M{x - 4} {y - 9}h8M{x} {y - 9}v18M{x - 4} {y + 9}h8", class_="error")
-        return tag("g", bar if key == "solid" else "", drawn, class_="sample")
-    return tag("g", SHAPES[key](x, y, 1, "solid"), class_=key)

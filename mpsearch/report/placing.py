@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from mpsearch.report.markup import width_of
 
@@ -47,7 +48,7 @@ class Places:
 
     def line(self, corners: Sequence[tuple[float, float]]) -> None:
         """Keep labels off a line of horizontal and vertical pieces."""
-        for (x, y), (u, v) in zip(corners, corners[1:], strict=False):
+        for (x, y), (u, v) in pairwise(corners):
             self.take([Box(min(x, u) - 2, min(y, v) - 2, max(x, u) + 2, max(y, v) + 2)])
 
     def beside(self, x: float, y: float, text: str) -> tuple[float, float]:
@@ -67,13 +68,11 @@ class Places:
             (-16 - wide, -20),
             (-16 - wide, 29),
         ]
-        boxes = [
-            Box(x + dx, y + dy - HEIGHT + 3, x + dx + wide, y + dy + 3) for dx, dy in offsets
-        ]
+        boxes = [Box(x + dx, y + dy - HEIGHT + 3, x + dx + wide, y + dy + 3) for dx, dy in offsets]
         best = min(boxes, key=self._cost)
         self.taken.append(best)
         return best.left, best.bottom - 3
 
     def _cost(self, box: Box) -> float:
         covered = sum(box.overlap(other) for other in self.taken)
-        return covered + 10 * (box.area - box.overlap(self.plot))
+        return covered + 100 * (box.area - box.overlap(self.plot))

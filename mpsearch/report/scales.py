@@ -82,3 +82,17 @@ def written(value: float) -> str:
     elif "e" in plain:
         plain = f"{float(plain):.0f}"
     return plain.replace("-", "−")
+
+
+def doubted(value: float, stderr: float | None) -> str:
+    """A number and its standard error, to the digits it leaves; one line.
+
+    >>> [doubted(v, e).split() for v, e in ((0.2588, 0.0104), (3.379e-5, 1.4e-6))]
+    [['0.259', '±', '0.010'], ['3.38×10⁻⁵', '±', '1.4×10⁻⁶']]
+    """
+    if not stderr or not math.isfinite(stderr):
+        return written(value)
+    places = 1 - math.floor(math.log10(stderr))
+    if not 0 < places <= 5 or abs(value) < 1e-4:
+        return f"{written(value)} ±\u00a0{written(float(f'{stderr:.1e}'))}"
+    return f"{value:.{places}f} ±\u00a0{stderr:.{places}f}".replace("-", "−")

@@ -49,8 +49,14 @@ def readable(value: float, unit: str) -> str:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """A loss to so many digits; nothing where there is none."""
-    return "" if value is None else f"{value:.{digits}g}"
+    """A loss to so many digits; nothing where there is none.
+
+    >>> number(0.236), number(12345.6), number(1.5e-6), number(0), number(None)
+    ('0.2360', '12346', '1.500e-06', '0', '')
+    """
+    if value is None or not value:
+        return "" if value is None else "0"
+    return f"{value:.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:#.{digits}g}".rstrip(".")
 
 
 def of_loss(unit: str) -> tuple[str, str]:

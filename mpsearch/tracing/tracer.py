@@ -15,17 +15,15 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from mpsearch.batches import checked, samples
-from mpsearch.findings import notes, usable
 from mpsearch.formats import Option
-from mpsearch.lineage import Lineage
 from mpsearch.network import Fixed, Layer, Network, Tie
-from mpsearch.origins import INPUT
-from mpsearch.roles import roles
-from mpsearch.runs import answer, check_deterministic, evaluating
-from mpsearch.sites import Site, module_weight, output_first, sites
-from mpsearch.ties import fused, merged, readers, residuals, shared, transitions
-
-__all__ = ["check_deterministic", "module_weight", "output_first", "trace"]
+from mpsearch.tracing.findings import notes, usable
+from mpsearch.tracing.lineage import Lineage
+from mpsearch.tracing.origins import INPUT
+from mpsearch.tracing.roles import roles
+from mpsearch.tracing.runs import answer, evaluating
+from mpsearch.tracing.sites import Site, output_first, sites
+from mpsearch.tracing.ties import fused, merged, readers, residuals, shared, transitions
 
 
 def trace(

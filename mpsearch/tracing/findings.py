@@ -8,8 +8,8 @@ from collections.abc import Collection, Iterator, Sequence
 
 from torch import nn
 
-from mpsearch.lineage import Lineage
-from mpsearch.sites import Site
+from mpsearch.tracing.lineage import Lineage
+from mpsearch.tracing.sites import Site
 
 _FIXED = "its weights are counted as fixed"
 

@@ -14,8 +14,8 @@ from torch._ops import OpOverload
 from torch.nn.modules import module as hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mpsearch.origins import INPUT, NOWHERE, Origin, Origins, Token, tensors
-from mpsearch.sites import Site
+from mpsearch.tracing.origins import INPUT, NOWHERE, Origin, Origins, Token, tensors
+from mpsearch.tracing.sites import Site
 
 # The two factors of each product, by position: what is read, then the weight, where it matters.
 _FACTORS = {

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from mpsearch.network import Tie
-from mpsearch.origins import Origin, Token
-from mpsearch.sites import Site
+from mpsearch.tracing.origins import Origin, Token
+from mpsearch.tracing.sites import Site
 
 _QKV = re.compile(
     r"(?:to_|w_?|linear_|lin_)?(?P<part>q|k|v|query|key|value)(?:_?proj|_lin|_linear)?"

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from torch import nn
 
-from mpsearch.sites import Site
+from mpsearch.tracing.sites import Site
 
 _ATTENTION = re.compile(
     r"(?:to_|w_?|linear_|lin_|in_|c_)?"

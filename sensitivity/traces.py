@@ -1,0 +1,161 @@
+"""The trace of every weight's Hessian block, by the cheapest way that is exact enough.
+
+A divergence from the model's own output has the Gauss-Newton matrix as its Hessian, whatever the
+network; so has softmax cross-entropy, block by block, where the output is piecewise linear in each
+weight. Those traces take no curvature products. What is left takes Hutchinson's probes.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from math import prod
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mpsearch.batches import call, divergence, parts, samples, tensor_of
+from mpsearch.network import Network
+from mpsearch.quant.attention import explicit
+from mpsearch.sensitivity.cross_entropy import bends_as_kl
+from mpsearch.sensitivity.gauss_newton import TOGETHER, GaussNewton, run, separable
+from mpsearch.sensitivity.hutchinson import Curvature
+from mpsearch.sensitivity.weights import stored
+from mpsearch.sweep import Sweep, Unit
+from mpsearch.tables import Floats
+from mpsearch.task import Task
+from mpsearch.tracing import curved
+
+Method = Literal["auto", "exact", "sampled", "hutchinson"]
+
+_ELEMENTS = 1 << 26  # of activations and gradients that may be in memory at once
+_MIXING = "nonzero masked_select topk sort argsort unique _local_scalar_dense is_nonzero".split()
+
+
+@dataclass(frozen=True, eq=False)
+class Traces:
+    """The weights of a network on a copy of its model, and the loss that is bent.
+
+    Attributes:
+        task: Whose batches, and whose loss where it has one.
+        network: Whose layers.
+        model: The copy, in eval mode.
+        weights: W parameters of the copy: each layer's in turn.
+    """
+
+    task: Task
+    network: Network
+    model: nn.Module
+    weights: tuple[nn.Parameter, ...]
+
+    @classmethod
+    def of(cls, task: Task, network: Network) -> "Traces":
+        """On a copy in which only the layers' weights want gradients."""
+        model = explicit(copy.deepcopy(task.model)).eval().requires_grad_(False)
+        layers = stored(model, network)
+        weights = tuple(one.weight.requires_grad_() for layer in layers for one in layer)
+        return cls(task, network, model, weights)
+
+    def method(self, asked: Method, probes: int) -> Method:
+        """The method asked for, where it applies; for ``auto`` the first one that does."""
+        if asked == "hutchinson":
+            return asked
+        why = self._hindrance()
+        if why and asked != "auto":
+            raise ValueError(f"method {asked!r} does not apply: {why}; use 'hutchinson' or 'auto'")
+        if why or asked != "auto":
+            return "hutchinson" if why else asked
+        return "exact" if self.outputs <= probes else "sampled"
+
+    def _hindrance(self) -> str:
+        """Why the Gauss-Newton matrix is not the Hessian, block by block; empty where it is."""
+        if self.task.loss is None:
+            return ""
+        if ops := curved(self.network):
+            return f"the network is not piecewise linear: it uses {', '.join(ops[:3])}"
+        if any(len(found) > 1 for found in self._first[1].found):
+            return "a weight is used more than once"
+        for batch in self.task.batches:
+            with torch.no_grad():
+                output = call(self.model, batch)
+            if not bends_as_kl(self.task.loss, output, batch):
+                return "the loss is not softmax cross-entropy, averaged over samples"
+        return ""
+
+    @cached_property
+    def _first(self) -> tuple[Tensor, Any]:
+        """The output of one sample, and what it used the weights for."""
+        return run(self.model, parts(self.task.batches[0], 1)[0], self.weights)
+
+    @property
+    def outputs(self) -> int:
+        """Elements of a sample's output."""
+        return self._first[0].numel()
+
+    def by_sample(self, groups: int | None, seed: int, sweep: Sweep) -> Floats:
+        """(samples, W) traces of the Gauss-Newton blocks; ``groups`` as in `gauss_newton.columns`."""
+        blocks = GaussNewton(self.model, self.weights, groups, together=self._together())
+        pieces = dict(self._pieces())
+
+        def compute(unit: Unit) -> list[float]:
+            batch, start = int(unit[-2]), int(unit[-1])
+            generator = _generator(seed, batch, start)
+            found: list[float] = blocks.traces(pieces[batch, start], generator).flatten().tolist()
+            return found
+
+        units: list[Unit] = [("columns", groups or 0, seed, *place) for place in pieces]
+        rows = sweep.run("hessian trace", units, compute)
+        return np.concatenate([np.reshape(row, (-1, len(self.weights))) for row in rows])
+
+    def by_probe(self, probes: int, seed: int, sweep: Sweep) -> Floats:
+        """(probes, W) unbiased estimates of the traces."""
+        pieces = dict(self._pieces() if self.task.loss is None else self._whole())
+        loss = self.task.loss or _own
+        total = sum(map(samples, pieces.values()))
+
+        @lru_cache(maxsize=1)
+        def curvature(place: tuple[int, int]) -> Curvature:
+            return Curvature.of(self.model, self.weights, pieces[place], loss)
+
+        def compute(unit: Unit) -> list[float]:
+            batch, start, probe = map(int, unit[-3:])
+            return curvature((batch, start)).probe(_generator(seed, batch, start, probe))
+
+        units: list[Unit] = [("probe", seed, *p, probe) for p in pieces for probe in range(probes)]
+        found = sweep.run("hessian trace", units, compute)
+        share = np.array([samples(piece) / total for piece in pieces.values()])
+        each = np.reshape(found, (len(pieces), probes, len(self.weights)))
+        return np.einsum("b,bpw->pw", share, each)
+
+    def _whole(self) -> Iterator[tuple[tuple[int, int], Any]]:
+        yield from (((number, 0), batch) for number, batch in enumerate(self.task.batches))
+
+    def _pieces(self) -> Iterator[tuple[tuple[int, int], Any]]:
+        """Parts of the batches that fit in memory, by batch and first sample."""
+        layers = self.network.layers
+        patches = max(one.inputs * max(prod(shape[2:]) for shape in one.shapes) for one in layers)
+        outputs = sum(one.outputs for one in layers)
+        gradients = max(one.params for one in layers)
+        most = max(1, _ELEMENTS // (patches + (TOGETHER + 3) * outputs + TOGETHER * gradients))
+        for (number, _), batch in self._whole():
+            for place, part in enumerate(parts(batch, most)):
+                yield (number, place * most), part
+
+    def _together(self) -> bool:
+        """Whether samples may go through the model together."""
+        mixing = any(op.removeprefix("aten.") in _MIXING for op in self.network.ops)
+        return not mixing and separable(self.model, self.task.batches[0], self.weights)
+
+
+def _own(output: Any, batch: Any) -> Tensor:
+    """The mean divergence from the output itself."""
+    found = tensor_of(output)
+    return divergence(found.detach(), found).mean()
+
+
+def _generator(*seeds: int) -> torch.Generator:
+    """Randomness of its own for each unit of work, whatever was computed before it."""
+    state = np.random.SeedSequence(seeds).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]) >> 1)
