@@ -133,7 +133,9 @@ def separable(model: nn.Module, batch: Any, weights: Sequence[nn.Parameter]) -> 
         norms_by_autograd(run(model, one, weights)[0], weights, share)
         for one, share in zip(parts(pair, 1), s.chunk(2), strict=True)
     ]
-    return torch.allclose(together, torch.stack(alone), rtol=1e-3, atol=1e-6 * float(together.max()))
+    return torch.allclose(
+        together, torch.stack(alone), rtol=1e-3, atol=1e-6 * float(together.max())
+    )
 
 
 def norms_by_uses(output: Tensor, uses: Uses, block: Sequence[Tensor], count: int) -> Tensor:
@@ -146,7 +148,11 @@ def norms_by_uses(output: Tensor, uses: Uses, block: Sequence[Tensor], count: in
     given = iter(zip(*passes, strict=True))
     norms = torch.zeros(count, len(uses.found), dtype=torch.float64)
     for number, found in enumerate(uses.found):
-        pairs = [(use, g) for use, g in zip(found, islice(given, len(found)), strict=True) if g[0] is not None]
+        pairs = [
+            (use, g)
+            for use, g in zip(found, islice(given, len(found)), strict=True)
+            if g[0] is not None
+        ]
         if pairs:
             norms[:, number] = squared_norms(*zip(*pairs, strict=True), count).double()
     return norms

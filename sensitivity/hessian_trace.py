@@ -91,7 +91,9 @@ class HessianTrace:
         """(rows, weights) traces whose mean over rows is the trace, and how they were found."""
         method = traces.method(self.method, self.probes)
         if method == "hutchinson":
-            return traces.by_probe(self.probes, self.seed, sweep), f"{self.probes} Hutchinson probes"
+            return traces.by_probe(
+                self.probes, self.seed, sweep
+            ), f"{self.probes} Hutchinson probes"
         if method == "sampled" and self.probes < traces.outputs:
             rows = traces.by_sample(self.probes, self.seed, sweep)
             return rows, f"sampled by {self.probes} passes"

@@ -41,7 +41,10 @@ class Curvature:
         Raises:
             ValueError: A loss that is not one finite number, or cannot be differentiated.
         """
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the others have no second derivative
+        with (
+            torch.enable_grad(),
+            sdpa_kernel(SDPBackend.MATH),
+        ):  # the others have no second derivative
             value = loss(call(model, batch), batch)
             if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
                 raise ValueError(
@@ -49,7 +52,9 @@ class Curvature:
                     " differentiated by the weights: use another loss, or method 'kl'"
                 )
             if not torch.isfinite(value):
-                raise ValueError(f"the loss is {float(value)} on the float model; wanted a finite number")
+                raise ValueError(
+                    f"the loss is {value.item()} on the float model; wanted a finite number"
+                )
             slopes = torch.autograd.grad(
                 value.sum(), weights, create_graph=True, allow_unused=True, materialize_grads=True
             )
@@ -57,12 +62,19 @@ class Curvature:
 
     def products(self, z: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """H z, one tensor a weight."""
-        bent = [(slope, one) for slope, one in zip(self.slopes, z, strict=True) if slope.requires_grad]
+        bent = [
+            (slope, one) for slope, one in zip(self.slopes, z, strict=True) if slope.requires_grad
+        ]
         if not bent:
             return tuple(torch.zeros_like(one) for one in z)
         slopes, given = zip(*bent, strict=True)
         return torch.autograd.grad(
-            slopes, self.weights, given, retain_graph=True, allow_unused=True, materialize_grads=True
+            slopes,
+            self.weights,
+            given,
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
         )
 
     def probe(self, generator: torch.Generator) -> list[float]:

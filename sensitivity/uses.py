@@ -50,7 +50,9 @@ class Use:
         """(samples, groups, p, positions) what is read at each position; patches, for a convolution."""
         x, weight = self.given["input"].detach(), self.given["weight"]
         if self.lookup:
-            return F.one_hot(x, len(weight)).to(weight.dtype).reshape(samples, 1, -1, len(weight)).mT
+            return (
+                F.one_hot(x, len(weight)).to(weight.dtype).reshape(samples, 1, -1, len(weight)).mT
+            )
         if self.func in (F.linear, torch.addmm):
             return x.reshape(samples, 1, -1, x.shape[-1]).mT
         return self._grouped(x if self.func in _TRANSPOSING else self._patches(x), samples)
@@ -66,7 +68,9 @@ class Use:
 
     def _grouped(self, x: Tensor, samples: int) -> Tensor:
         """(n * samples, groups * rows, ...) to (samples, groups, rows, n * positions)."""
-        each = x.reshape(samples, len(x) // samples, self.given.get("groups", 1), -1, x[0, 0].numel())
+        each = x.reshape(
+            samples, len(x) // samples, self.given.get("groups", 1), -1, x[0, 0].numel()
+        )
         return each.permute(0, 2, 3, 1, 4).flatten(3)
 
     def _patches(self, x: Tensor, positions: Sequence[int] | None = None) -> Tensor:
@@ -115,7 +119,11 @@ class Uses(TorchFunctionMode):
         self._uses = {id(w): uses for w, uses in zip(weights, self.found, strict=True)}
 
     def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Run one operation and remember it where it reads one of the weights."""
         output = func(*args, **(kwargs or {}))

@@ -40,7 +40,9 @@ class WeightError:
         layers = stored(task.model, network)
         values = np.stack([e.sum(axis=0) for e in squared_errors(layers, options, recipe, sweep)])
         if self.relative:
-            norms = [sum(float(s.weight.detach().double().square().sum()) for s in w) for w in layers]
+            norms = [
+                sum(float(s.weight.detach().double().square().sum()) for s in w) for w in layers
+            ]
             values /= np.array([[norm or 1.0] for norm in norms])
         unit = "relative squared weight error" if self.relative else "squared weight error"
         mask = allowed(network, options)

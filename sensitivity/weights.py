@@ -57,4 +57,6 @@ def squared_error(one: Stored, option: Option, recipe: Recipe) -> float:
 def allowed(network: Network, options: Sequence[Option]) -> Mask:
     """(L, K) whether a layer may take an option: true but where it is pinned to others."""
     names = [str(option) for option in options]
-    return np.array([[n in network.allowed.get(layer.name, names) for n in names] for layer in network.layers])
+    return np.array(
+        [[n in network.allowed.get(layer.name, names) for n in names] for layer in network.layers]
+    )

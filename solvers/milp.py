@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpsearch.problem import Problem, Solution, Status, expand, infeasible
-from mpsearch.solvers.engine import asked
-from mpsearch.solvers.program import Program, lowered
+from mpsearch.solvers.engine import Engine, asked
+from mpsearch.solvers.lowering import lowered
+from mpsearch.solvers.program import Program
 from mpsearch.solvers.proof import enumerated, priced, relaxed
 
 Integers = NDArray[np.int64]
@@ -50,7 +51,7 @@ class Milp:
 
     def solve(self, problem: Problem) -> Solution:
         """One option for every layer."""
-        name = "cbc" if self.engine == "cbc" or find_spec("highspy") is None else "highs"
+        name: Engine = "cbc" if self.engine == "cbc" or find_spec("highspy") is None else "highs"
         said = f"milp ({'HiGHS' if name == 'highs' else 'CBC'})"
         found = lowered(problem)
         if found is None:
@@ -101,9 +102,12 @@ class _Search:
 
     def narrow(self) -> None:
         """Leave out what is in no better answer, as long as that leaves less."""
+        if self.program.pairs:
+            self.prove(sum(min(loss, 0.0) for *_, loss in self.program.pairs) / self.program.unit)
+            return
         for _ in range(ROUNDS):
             program = self.program
-            if self.floor >= self.loss or program.pairs:
+            if self.floor >= self.loss:
                 return
             y, picks = relaxed(program)
             self.offer(picks)
@@ -117,7 +121,7 @@ class _Search:
                 self.picks = (np.cumsum(keep) - 1)[self.picks]
             self.program = program.kept(keep)
 
-    def ask(self, engine: Literal["highs", "cbc"], seconds: float) -> None:
+    def ask(self, engine: Engine, seconds: float) -> None:
         """Take the engine's answer; ask again with less room where it breaks a condition."""
         shift = np.zeros(len(self.program.rows))
         for attempt in range(ATTEMPTS):
@@ -145,7 +149,7 @@ class _Search:
             self.offer(picks)
         self.prove(bound)
 
-    def believe(self, engine: Literal["highs", "cbc"], seconds: float) -> None:
+    def believe(self, engine: Engine, seconds: float) -> None:
         """Where the proof had to stop, count what the engine proved, less its tolerances."""
         if self.optimal or self.floor == math.inf:
             return
@@ -158,7 +162,9 @@ class _Search:
         """The answer."""
         if self.choice:
             floor = min(self.floor, self.loss)
-            return Solution(self.choice, self.loss, self.problem.status(self.loss, floor), floor, said)
+            return Solution(
+                self.choice, self.loss, self.problem.status(self.loss, floor), floor, said
+            )
         if self.floor == math.inf:
             return infeasible(said)
         return Solution((), math.inf, Status.UNKNOWN, self.floor, said)

@@ -1,8 +1,9 @@
-"""A problem as classes of options under rows of sums: all that a linear solver needs to see.
+"""Classes of options under rows of sums: pick one of each class for the least total loss.
 
-Tied layers make one class, and layers that interact one class of product options where those are
-few. A budget on a maximum becomes a mask, every other budget and constraint rows "at most". Options
-that fit in no answer and options that another one beats in everything are left out.
+Numbers are kept as given; what solvers look at is each above the least of its class, in units that
+are powers of two, so that neither scale nor a large common part hides a difference. Layers that
+interact make one class of product options where those are few; options that fit in no answer and
+options that another one beats in everything are left out.
 """
 
 import itertools
@@ -15,8 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpsearch.problem import RELATIVE_TOLERANCE, Budget, Constraint, Problem, expand
-from mpsearch.tables import Floats, Stages, Table
+from mpsearch.tables import Floats
 
 ULP = 2.0**-52
 MOST_PRODUCTS = 1000  # options of a class of layers that interact
@@ -78,7 +78,9 @@ class Program:
     @cached_property
     def units(self) -> Floats:
         """(R,) what each row is counted in: powers of two, so that sums are below 2."""
-        return np.array([_power(x) for x in (self.most(self.rows) - self.least(self.rows)).sum(axis=1)])
+        return np.array(
+            [_power(x) for x in (self.most(self.rows) - self.least(self.rows)).sum(axis=1)]
+        )
 
     @cached_property
     def usage(self) -> Floats:
@@ -101,7 +103,7 @@ class Program:
     @cached_property
     def slip(self) -> float:
         """How far a sum of gains may be from the loss it stands for, in :attr:`unit`."""
-        exact = _sums_exactly(self.loss, float(self.most(np.abs(self.loss)).sum()))
+        exact = sums_exactly(self.loss, float(self.most(np.abs(self.loss)).sum()))
         rounding = 0.0 if exact else ULP * (len(self.layers) + 8) * self.span
         return self.error / self.unit + rounding
 
@@ -139,149 +141,13 @@ def _power(size: float) -> float:
     return math.ldexp(1.0, math.frexp(size)[1] - 1) if 0 < size < math.inf else 1.0
 
 
-def _sums_exactly(values: Floats, total: float) -> bool:
+def sums_exactly(values: Floats, total: float) -> bool:
     """Whether sums up to ``total`` of these numbers round nowhere: all are multiples of its ulp."""
     scaled = np.ldexp(values, 53 - math.frexp(total)[1])
     return bool((scaled == np.floor(scaled)).all())
 
 
-def lowered(problem: Problem) -> tuple[Program, tuple[int, ...]] | None:
-    """The program of a problem, and its merged index of each layer; ``None`` if nothing fits."""
-    merged, groups = problem.merged()
-    mask = merged.loss.allowed.copy()
-    rows: list[_Row] = []
-    for budget in merged.budgets:
-        if isinstance(budget.cost, Table) and budget.cost.reduce == "max":
-            mask &= _below(budget.cost, budget.limit)
-        else:
-            rows += _budget_rows(budget, mask.shape)
-    for constraint in merged.constraints:
-        rows += _constraint_rows(constraint, mask.shape)
-    if not mask.any(axis=1).all():
-        return None
-    loss, constant, error = _losses(problem, groups, mask)
-    owner, column = np.nonzero(mask)
-    made = Program(
-        owner,
-        loss[mask],
-        np.array([row.values[mask] for row in rows]).reshape(len(rows), len(owner)),
-        np.array([row.limit for row in rows]),
-        np.array([row.whole for row in rows], bool),
-        tuple((i,) for i in range(len(mask))),
-        column[:, None],
-        tuple(_pairs(merged, mask)),
-        constant,
-        error,
-    )
-    reduced = _reduced(_with_products(made))
-    return None if reduced is None else (reduced, groups)
-
-
-def expanded(program: Program, picks: Integers, groups: Sequence[int]) -> tuple[int, ...]:
-    """The choice for every layer of the problem."""
-    return expand(program.choice(picks), groups)
-
-
-def _losses(
-    problem: Problem, groups: Sequence[int], mask: Mask
-) -> tuple[Floats, tuple[float, ...], float]:
-    """Losses of the merged layers, what was taken off each tied layer, and how far sums may be off.
-
-    Of a tied layer only what is above its least is added up: a large common loss would round away
-    the differences that matter.
-    """
-    index = np.asarray(groups)
-    tied = np.bincount(index)[index] > 1
-    values = np.where(mask[index], problem.loss.values.astype(np.float64), np.inf)
-    low = np.where(tied, values.min(axis=1), 0.0)
-    above = np.where(mask[index], values - low[:, None], 0.0)
-    loss = np.zeros(mask.shape)
-    np.add.at(loss, index, above)
-    inner = [i for i in problem.interactions if groups[i.first] == groups[i.second]]
-    for pair in inner:
-        if pair.first_option == pair.second_option and mask[groups[pair.first], pair.first_option]:
-            loss[groups[pair.first], pair.first_option] += pair.loss
-    size = float(np.abs(above[tied]).max(axis=1, initial=0.0).sum())
-    size += math.fsum(abs(pair.loss) for pair in inner)
-    parts = np.concatenate([problem.loss.values[mask[index]], [pair.loss for pair in inner]])
-    exact = not size or _sums_exactly(parts, size + float(np.abs(parts).max()))
-    error = 0.0 if exact else ULP * (len(index) + len(inner) + 1) * size
-    return loss, (float(problem.loss.fixed), *low[tied].tolist()), error
-
-
-@dataclass(frozen=True, eq=False)
-class _Row:
-    """A sum of chosen numbers, at most a limit."""
-
-    values: Floats
-    limit: float
-    whole: bool
-
-
-def _row(values: NDArray[Any], limit: float, *, exact: bool, tolerance: float = 0.0) -> _Row:
-    """A row whose limit leaves room for rounding; none is needed for integers that add exactly."""
-    numbers = values.astype(np.float64)
-    size = float(np.abs(numbers).max(axis=1).sum())
-    if exact and size < 2.0**53:
-        return _Row(numbers, float(min(max(math.floor(limit), -(2**60)), 2**60)), whole=True)
-    slack = tolerance + ULP * (len(numbers) + 8) * (size + abs(limit))
-    return _Row(numbers, float(limit) + slack, whole=False)
-
-
-def _budget_rows(budget: Budget, shape: tuple[int, int]) -> list[_Row]:
-    cost = budget.cost
-    tolerance = 0.0 if cost.exact else RELATIVE_TOLERANCE * abs(budget.limit)
-    room = budget.limit - cost.fixed
-    if cost.exact:
-        room = math.floor(budget.limit) - int(cost.fixed)
-    sums = (
-        [_spread(stage, shape) for stage in cost.stages]
-        if isinstance(cost, Stages)
-        else [cost.values]
-    )
-    return [_row(values, room, exact=cost.exact, tolerance=tolerance) for values in sums]
-
-
-def _constraint_rows(constraint: Constraint, shape: tuple[int, int]) -> list[_Row]:
-    values = _spread(constraint.terms, shape)
-    ends = [end for end in (constraint.least, constraint.most) if end is not None]
-    exact = all(isinstance(number, int) for _, _, number in constraint.terms)
-    slack = 0.0 if exact else RELATIVE_TOLERANCE * max((abs(end) for end in ends), default=0.0)
-    rows = []
-    if constraint.most is not None:
-        rows.append(_row(values, constraint.most, exact=exact, tolerance=slack))
-    if constraint.least is not None:
-        rows.append(_row(-values, -constraint.least, exact=exact, tolerance=slack))
-    return rows
-
-
-def _spread(terms: Sequence[tuple[int, int, float]], shape: tuple[int, int]) -> Floats:
-    values = np.zeros(shape)
-    for row, column, number in terms:
-        values[row, column] += number
-    return values
-
-
-def _below(cost: Table, limit: float) -> Mask:
-    """Which options alone keep a budget on the largest of a cost's numbers."""
-    if cost.exact:
-        most = math.floor(limit) - int(cost.fixed)
-        return cost.values <= min(max(most, -(2**63)), 2**63 - 1)
-    return cost.values + cost.fixed <= limit + RELATIVE_TOLERANCE * abs(limit)
-
-
-def _pairs(merged: Problem, mask: Mask) -> list[tuple[int, int, float]]:
-    """Interactions as pairs of option indices; those with a masked option never happen."""
-    place = np.cumsum(mask).reshape(mask.shape) - 1
-    found = []
-    for pair in merged.interactions:
-        one, two = (pair.first, pair.first_option), (pair.second, pair.second_option)
-        if mask[one] and mask[two] and pair.loss:
-            found.append((int(place[one]), int(place[two]), pair.loss))
-    return found
-
-
-def _with_products(bare: Program) -> Program:
+def with_products(bare: Program) -> Program:
     """Classes that interact made one, where their options multiply to few enough."""
     joined: dict[int, set[int]] = {}
     for a, b, _ in bare.pairs:
@@ -292,7 +158,7 @@ def _with_products(bare: Program) -> Program:
     for group in {min(group): group for group in joined.values()}.values():
         sizes = [int((bare.owner == i).sum()) for i in group]
         if math.prod(sizes) <= MOST_PRODUCTS:
-            return _with_products(_product(bare, sorted(group)))
+            return with_products(_product(bare, sorted(group)))
     return bare
 
 
@@ -311,7 +177,7 @@ def _product(bare: Program, group: Sequence[int]) -> Program:
     place = np.cumsum(rest) - 1
     parts = np.concatenate([bare.loss[picks].ravel(), [q for _, _, q in inside]])
     size = float(above.max(axis=0).sum()) + math.fsum(abs(q) for *_, q in inside)
-    exact = _sums_exactly(parts, size + float(np.abs(parts).max()))
+    exact = sums_exactly(parts, size + float(np.abs(parts).max()))
     layers = [sum((bare.layers[i] for i in group), ())]
     widest = max(len(layers[0]), bare.columns.shape[1])
     columns = np.hstack(
@@ -323,7 +189,9 @@ def _product(bare: Program, group: Sequence[int]) -> Program:
 
     return replace(
         bare,
-        owner=np.concatenate([np.searchsorted(others, bare.owner[rest]), [len(others)] * len(picks)]),
+        owner=np.concatenate(
+            [np.searchsorted(others, bare.owner[rest]), [len(others)] * len(picks)]
+        ),
         loss=np.concatenate([bare.loss[rest], loss]),
         rows=np.hstack([bare.rows[:, rest], bare.rows[:, picks].sum(axis=2)]),
         layers=(*(bare.layers[i] for i in others), *layers),
@@ -334,7 +202,7 @@ def _product(bare: Program, group: Sequence[int]) -> Program:
     )
 
 
-def _reduced(bare: Program) -> Program | None:
+def reduced(bare: Program) -> Program | None:
     """Without options that fit in no answer, rows that always hold, and dominated options."""
     while len(bare.rows):
         fits = (bare.usage <= bare.room[:, None]).all(axis=0)

@@ -8,6 +8,7 @@ answer judged by the linear relaxation of the rest, row by row. Rounding of ever
 for, so that a bound is one.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,29 +30,43 @@ def relaxed(program: Program) -> tuple[Floats, Integers]:
 
     Both are only good guesses: nothing that follows trusts them.
     """
-    free = np.flatnonzero(np.bincount(program.owner)[program.owner] > 1)
-    picks = np.array(program.starts)
-    rows = len(program.rows)
-    if not len(free) or not rows:
-        return np.zeros(rows), _cheapest(program, program.gain)
-    classes, owner = np.unique(program.owner[free], return_inverse=True)
+    y = np.zeros(len(program.rows))
+    if len(y) == 1:
+        y[0] = _slope(program)
+        picks = _cheapest(program, program.gain + y[0] * (1 + 1e-9) * program.usage[0])
+    elif len(y):
+        y, taken = _linear(program)
+        # Of options that share a class take the one that uses least.
+        price = np.where(taken > 1e-6, y @ program.usage, np.inf)
+        picks = _cheapest(program, price)
+    else:
+        picks = _cheapest(program, program.gain)
+    return y, filled(program, picks)
+
+
+def _slope(program: Program) -> float:
+    """What a little more room is worth where the room of the only row is used up."""
+    ends = np.append(program.starts, len(program.owner))
+    members = [np.arange(*pair) for pair in itertools.pairwise(ends.tolist())]
+    tails = _Tails([program.usage[0, m] for m in members], [program.gain[m] for m in members])
+    used = tails.start[:, 0].sum() + np.cumsum(tails.edges[:, 1])
+    last = np.searchsorted(used, program.room[0], side="right")
+    return float(-tails.edges[last, 2] / tails.edges[last, 1]) if last < len(used) else 0.0
+
+
+def _linear(program: Program) -> tuple[Floats, Floats]:
+    """Multipliers of the linear relaxation, and (M,) how much of each option it takes."""
     found = linprog(
-        program.gain[free] * 1e6,
-        csr_matrix(program.usage[:, free] * 1e3),
+        program.gain * 1e6,
+        csr_matrix(program.usage * 1e3),
         program.room * 1e3,
-        csr_matrix((np.ones(len(free)), (owner, np.arange(len(free))))),
-        np.ones(len(classes)),
+        csr_matrix((np.ones(len(program.owner)), (program.owner, np.arange(len(program.owner))))),
+        np.ones(len(program.layers)),
         method="highs",
     )
-    if found.x is None or found.ineqlin.marginals is None or found.status != 0:
-        return np.zeros(rows), _cheapest(program, program.gain)
-    y = np.maximum(-found.ineqlin.marginals, 0.0) * (1e3 / 1e6)
-    # Of the options that share a class take the one that uses least: for one row that is feasible.
-    support = np.full(len(program.owner), np.inf)
-    support[free] = np.where(found.x > 1e-6, (y @ program.usage)[free], np.inf)
-    some = program.least(support) < np.inf
-    picks[some] = _cheapest(program, support)[some]
-    return y, filled(program, picks)
+    if found.status != 0:
+        return np.zeros(len(program.rows)), np.ones(len(program.owner))
+    return np.maximum(-found.ineqlin.marginals, 0.0) * (1e3 / 1e6), np.asarray(found.x)
 
 
 def filled(program: Program, picks: Integers) -> Integers:

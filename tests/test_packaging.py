@@ -181,7 +181,7 @@ def without_torch(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     venv.create(home, symlinks=True)
     python = home / "bin" / "python"
     (site,) = home.glob("lib/python3*/site-packages")
-    for name in needed("highspy", "networkx", "numpy", "pulp"):
+    for name in needed("highspy", "networkx", "numpy", "pulp", "scipy"):
         files = distribution(name).files or []
         tops = {file.parts[0] for file in files} - {".."}
         for top in tops:

@@ -22,7 +22,9 @@ from mpsearch.quant.corrections import Moments, correcting, float_moments, undon
 from mpsearch.quant.integers import Codes, encode
 from mpsearch.quant.recipe import Recipe
 from mpsearch.quant.replay import Replay
-from mpsearch.tracing import module_weight, output_first
+from mpsearch.tracing import module_weight, output_first, sites
+
+_KEPT = Format.parse("fp32")
 
 
 class Bench:
@@ -46,7 +48,11 @@ class Bench:
         self.model = explicit(copy.deepcopy(model)).eval().requires_grad_(False)
         self.batch = joined(checked(batches), recipe.samples)
         self._weights = {name: module_weight(self.model, name) for name in names}
-        self._layers = {name: self.model.get_submodule(name) for name in names}
+        named = {id(weight) for weight in self._weights.values()}
+        for site in sites(self.model):  # those that share a weight see it quantized too
+            if site.weight is not None and id(site.weight) in named:
+                self._weights.setdefault(site.name, site.weight)
+        self._layers = {name: self.model.get_submodule(name) for name in self._weights}
         self._codes: dict[tuple[int, Format], Codes] = {}
         self._grids: dict[tuple[str, Format], Grid | None] = {}
         self._seen = self._calibrated(batches)
@@ -111,6 +117,10 @@ class Bench:
             self._grids[key] = None if seen is None else seen.grid(form, self.recipe)
         return self._grids[key]
 
+    def complete(self, options: Mapping[str, Option]) -> dict[str, Option]:
+        """The options of every module that changes, those included that share a weight."""
+        return {n: o for n, o in shared(self._weights, options).items() if changes(o)}
+
     @contextmanager
     def at(self, options: Mapping[str, Option]) -> Iterator[nn.Module]:
         """The copy with these modules quantized and corrected; as before on the way out."""
@@ -135,8 +145,8 @@ class Bench:
     @contextmanager
     def _quantized(self, options: Mapping[str, Option]) -> Iterator[dict[str, nn.Module]]:
         """Weights swapped and inputs rounded; yields the modules that changed."""
-        given = self._shared(options)
-        changed = {n: self._layers[n] for n, option in given.items() if changes(option)}
+        given = self.complete(options)
+        changed = {name: self._layers[name] for name in given}
         if self.recipe.corrections and changed:
             _ = self._moments  # while the copy is still the float one
         before = {name: self._weights[name].data for name in changed}
@@ -160,23 +170,35 @@ class Bench:
         values = self.codes(name, form).dequantize().to(weight.dtype)
         return output_first(values, self._layers[name]).contiguous()  # its own inverse
 
-    def _shared(self, options: Mapping[str, Option]) -> dict[str, Option]:
-        """The options, checked, and given to every module that shares a weight with one named."""
-        given = dict(options)
-        for name in options:
-            if name not in self._layers:
-                raise KeyError(f"made without module {name!r}; name it when making the bench")
-        owners = {id(self._weights[name]): name for name in reversed(list(options))}
-        for name, weight in self._weights.items():
-            owner = owners.get(id(weight), name)
-            if owner not in options:
-                continue
-            if str(given.setdefault(name, options[owner]).weight) != str(options[owner].weight):
-                raise ValueError(
-                    f"modules {owner!r} and {name!r} share one weight and were given"
-                    f" {str(options[owner])!r} and {str(given[name])!r}; give both the same option"
-                )
-        return given
+
+def shared(
+    weights: Mapping[str, nn.Parameter | None], options: Mapping[str, Option]
+) -> dict[str, Option]:
+    """The options, and for modules that share a weight with one of these, its weight format.
+
+    ``weights`` are those of all modules by name. Raises ``KeyError`` for a module not among them
+    and ``ValueError`` where two formats are given to one weight.
+    """
+    given = dict(options)
+    owners: dict[int, str] = {}
+    for name in options:
+        if name not in weights:
+            raise KeyError(
+                f"the model was prepared without module {name!r}; name it when making the bench"
+            )
+        owners.setdefault(id(weights[name]), name)
+    for name, weight in weights.items():
+        owner = owners.get(id(weight))
+        if owner is None:
+            continue
+        form = options[owner].weight
+        other = given.setdefault(name, Option({"weight": form, "activation": _KEPT}))
+        if other.weight != form:
+            raise ValueError(
+                f"modules {owner!r} and {name!r} share one weight and were given"
+                f" {str(options[owner])!r} and {str(other)!r}; give both the same option"
+            )
+    return given
 
 
 def changes(option: Option) -> bool:

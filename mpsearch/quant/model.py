@@ -1,23 +1,23 @@
 """The quantized network: a new module whose layers hold codes, equal to what was measured."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from mpsearch.allocation import Allocation
-from mpsearch.formats import Option
+from mpsearch.formats import Format, Option
 from mpsearch.quant import activations
 from mpsearch.quant.activations import Grid
 from mpsearch.quant.attention import explicit
-from mpsearch.quant.bench import Bench, changes
+from mpsearch.quant.bench import Bench, changes, shared
 from mpsearch.quant.corrections import norms_of
-from mpsearch.quant.integers import encode
+from mpsearch.quant.integers import Codes, encode
 from mpsearch.quant.modules import Stored, share, store
 from mpsearch.quant.recipe import Recipe
-from mpsearch.tracing import module_weight, output_first
+from mpsearch.tracing import module_weight, output_first, sites
 
 Options = Mapping[str, Option | str]
 
@@ -39,6 +39,7 @@ def quantize(
     if recipe is None:
         recipe = Recipe.read(allocation.recipe if isinstance(allocation, Allocation) else None)
     bench = Bench(model, batches, list(options), recipe)
+    options = bench.complete(options)
     new = explicit(copy.deepcopy(model)).eval()
     grids = {name: bench.grid(name, option.activation) for name, option in options.items()}
     with torch.no_grad(), bench.at(options) as measured:
@@ -48,7 +49,7 @@ def quantize(
             bias = getattr(measured.get_submodule(name), "bias", None)
             if bias is not None:
                 _set_bias(new.get_submodule(name), bias)
-    _store(new, options, grids, recipe)
+    _store(new, options, grids, bench.codes)
     return new
 
 
@@ -56,13 +57,22 @@ def quantized_like(model: nn.Module, allocation: Options | Allocation) -> nn.Mod
     """The module :func:`quantize` returns but for its numbers, which ``load_state_dict`` brings."""
     options = _options(allocation)
     new = explicit(copy.deepcopy(model)).eval()
+    for name in options:
+        module_weight(new, name)
+    weights = {site.name: site.weight for site in sites(new)}
+    options = shared(weights, options)
     grids: dict[str, Grid | None] = {}
     for name, option in options.items():
-        module_weight(new, name)
         inputs = activations.supported(option.activation)
         reads = inputs.kind != "full" and not isinstance(new.get_submodule(name), nn.Embedding)
         grids[name] = activations.Seen().grid(inputs, Recipe()) if reads else None
-    _store(new, options, grids, Recipe(ranges="minmax"))
+
+    def codes(name: str, form: Format) -> Codes:
+        return encode(
+            output_first(module_weight(new, name), new.get_submodule(name)), form, "minmax"
+        )
+
+    _store(new, options, grids, codes)
     return new
 
 
@@ -75,7 +85,10 @@ def _options(allocation: Options | Allocation) -> dict[str, Option]:
 
 
 def _store(
-    new: nn.Module, options: Mapping[str, Option], grids: Mapping[str, Grid | None], recipe: Recipe
+    new: nn.Module,
+    options: Mapping[str, Option],
+    grids: Mapping[str, Grid | None],
+    codes: Callable[[str, Format], Codes],
 ) -> None:
     """Replace weights by codes; modules that share a weight share its codes."""
     weights = {name: module_weight(new, name) for name in options}
@@ -84,8 +97,7 @@ def _store(
         module, weight = new.get_submodule(name), weights[name]
         if isinstance(module, Stored):
             continue  # the same module under another name
-        codes = encode(output_first(weight, module), option.weight, recipe.ranges)
-        store(module, option, codes, grids[name], weight.dtype)
+        store(module, option, codes(name, option.weight), grids[name], weight.dtype)
         if id(weight) in first:
             share(module, first[id(weight)])
         first.setdefault(id(weight), module)

@@ -46,7 +46,7 @@ class Columns:
     @property
     def width(self) -> float:
         """The width of a picture of them."""
-        return max(self.right + 16, 420)
+        return max(self.right + 16, self.left + 420)
 
     @property
     def named(self) -> bool:

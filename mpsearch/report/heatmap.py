@@ -36,7 +36,7 @@ class Heat:
 
     def colour(self, value: float) -> int:
         """The class of a value; what is below the range has the lowest."""
-        if self.high <= self.low or value <= self.low:
+        if self.high <= self.low:
             return 0
         axis = Axis(self.low, self.high, 0, COLOURS - 1, self.log)
         return min(math.floor(axis(value) + 0.5), COLOURS - 1)

@@ -32,10 +32,7 @@ def _polygon(*corners: Corner) -> Shape:
 
 
 _STAR = [
-    (
-        radius * math.sin(math.pi * i / 5),
-        -radius * math.cos(math.pi * i / 5),
-    )
+    (radius * math.sin(math.pi * i / 5), -radius * math.cos(math.pi * i / 5))
     for i, radius in enumerate([10, 4.4] * 5)
 ]
 SHAPES: dict[str, Shape] = {
@@ -56,12 +53,13 @@ def shade(left: float, top: float, right: float, bottom: float) -> str:
 def legend(runs: Sequence[Run], width: float, *, line: bool, gap: bool) -> tuple[str, float]:
     """What shapes and lines mean, wrapped to the width; and where it ends."""
     there = {kind(run) for run in runs}
+    others = [run.name for run in runs if kind(run) == "template"]
     measured = any(run.measured is not None for run in runs)
     entries = [
         (line, "frontier", "best found (predicted)"),
         (line and gap, "gap", "not ruled out by proof"),
         ("this" in there, "this", THIS),
-        ("template" in there, "template", "type template"),
+        (bool(others), "template", others[0] if len(others) == 1 else "other mixes"),
         ("uniform" in there, "uniform", "one option everywhere"),
         ("point" in there, "point", "point of the frontier"),
         (measured, "hollow", "hollow: predicted"),

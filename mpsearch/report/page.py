@@ -60,7 +60,7 @@ def _head(report: Report) -> str:
     proof = tag("span", escaped(state), class_=f"badge {colour}")
     return tag(
         "header",
-        tag("h1", escaped(report.title)),
+        tag("h1", report.title),
         tag("p", escaped(prose.answer(report)), class_="answer"),
         tag("p", escaped(prose.comparison(report))) if prose.comparison(report) else "",
         tag("p", proof, " ", escaped(prose.proof(allocation)), class_="proof"),

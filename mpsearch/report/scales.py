@@ -74,7 +74,7 @@ def written(value: float) -> str:
     ('0.0123', '1.2×10⁻⁶', '10⁻⁶', '2.5×10⁵')
     """
     plain = f"{value:.3g}"
-    if value and math.isfinite(value) and not 1e-4 <= abs(value) < 1e5:
+    if value and math.isfinite(value) and not 1e-4 <= abs(float(plain)) < 1e5:
         head, power = f"{value:.2e}".split("e")
         head = head.rstrip("0").rstrip(".")
         raised = "10" + str(int(power)).translate(_SUPERSCRIPT)

@@ -137,7 +137,7 @@ def test_says_what_is_wrong_and_where() -> None:
     with pytest.raises(ValueError, match="layer 'stem': its input holds NaN"):
         Bench(model, [batches[0] * torch.nan], names, Recipe())
     bench = Bench(model, batches, names[1:], Recipe())
-    with pytest.raises(KeyError, match="made without module 'stem'"):
+    with pytest.raises(KeyError, match="prepared without module 'stem'"):
         bench.outputs({"stem": Option.parse("w4a8")})
     with pytest.raises(ValueError, match="'int4/int8\\+gptq' names method 'gptq'"):
         bench.outputs({"head": Option.parse("int4/int8+gptq")})

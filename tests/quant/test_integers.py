@@ -103,6 +103,15 @@ def test_two_bits_are_minus_one_zero_and_one() -> None:
     assert sorted(set(found.codes.flatten().tolist())) == [-1, 0, 1]
 
 
+@given(WEIGHTS, st.integers(5, 8), RANGES)
+def test_codes_are_those_of_the_scale_that_is_stored(w: Tensor, bits: int, ranges: Ranges) -> None:
+    found = encode(w, Format.parse(f"int{bits}"), ranges)
+    assert found.scale is not None
+    top = 2 ** (bits - 1) - 1
+    wanted = (w / found.scale.float()[:, None]).round().clamp(-top, top)
+    assert torch.equal(found.codes.float(), wanted)
+
+
 def test_a_row_of_zeros_has_scale_one() -> None:
     found = encode(torch.tensor([[0.0, 0.0], [1.0, 0.5]]), Format.parse("int4"))
     assert found.scale is not None

@@ -134,6 +134,17 @@ def test_a_tied_weight_is_stored_once() -> None:
     assert torch.equal(_stored(new, "head").weight, _stored(new, "embed").weight)
 
 
+def test_a_module_that_shares_a_weight_need_not_be_named() -> None:
+    model, batches, _ = tied()
+    new = quantize(model, {"embed": "int4/int8"}, batches)
+    assert torch.equal(_stored(new, "head").weight, _stored(new, "embed").weight)
+    assert _stored(new, "head").grid is None
+    restored = quantized_like(model, {"embed": "int4/int8"})
+    restored.load_state_dict(new.state_dict())
+    with torch.no_grad():
+        assert torch.equal(restored(batches[0]), new(batches[0]))
+
+
 def test_layers_keep_their_class_and_say_their_option() -> None:
     model, batches, names = mixed()
     new = quantize(model, dict.fromkeys(names, "w4a8"), batches)

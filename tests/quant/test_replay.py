@@ -37,6 +37,7 @@ class ResNetLike(nn.Module):
         self.fc = nn.Linear(4, 5)
 
     def forward(self, x: Tensor) -> Tensor:
+        x -= 0.1
         x = self.blocks(self.stem(x))
         out: Tensor = self.fc(x.mean((2, 3)))
         return out

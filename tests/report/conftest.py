@@ -163,3 +163,9 @@ def unusual(request: pytest.FixtureRequest) -> Report:
 def new_report() -> Build:
     """What builds a report, with changes where they are given."""
     return build
+
+
+@pytest.fixture(scope="session")
+def every_unusual() -> dict[str, Report]:
+    """All unusual reports by name."""
+    return {name: made() for name, made in UNUSUAL.items()}

@@ -78,7 +78,9 @@ def problems(draw: DrawFn, layers: int = 5, options: int = 4) -> Problem:
         ),
         interactions=tuple(
             Interaction(a, draw(column), b, draw(column), draw(st.sampled_from([-1.0, 0.3, 1e-9])))
-            for a, b in draw(st.lists(st.tuples(row, row).filter(lambda p: p[0] != p[1]), max_size=3))
+            for a, b in draw(
+                st.lists(st.tuples(row, row).filter(lambda p: p[0] != p[1]), max_size=3)
+            )
         )
         if rows > 1
         else (),
