@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import LambdaLR
 from tqdm import trange
 
 from mpsearch.demo import digits, weights
@@ -51,7 +52,7 @@ def train(model: nn.Module, *, steps: int, peak: float) -> nn.Module:
     """The model as it was when it did best on the validation images."""
     x, y = digits.images("train")
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps))
+    schedule = LambdaLR(optimizer, lambda step: rate(step, steps))
     best, lowest = model.eval(), math.inf
     for step in (bar := trange(1, steps + 1, desc="training", mininterval=1)):
         chosen = torch.randint(len(x), (IMAGES,))

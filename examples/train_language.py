@@ -38,8 +38,8 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     """The command line; its defaults trained what is shipped."""
     parser = argparse.ArgumentParser(description="Train the demo's byte-level language model.")
     parser.add_argument("-o", "--output", type=Path, default=Path("language.safetensors"))
-    parser.add_argument("--steps", type=int, default=5000, help="2 for a quick look")
-    parser.add_argument("--peak", type=float, default=5e-3, help="highest learning rate of AdamW")
+    parser.add_argument("--steps", type=int, default=6000, help="2 for a quick look")
+    parser.add_argument("--peak", type=float, default=5e-3, help="highest learning rate")
     parser.add_argument("--validation", type=int, default=128, help="windows to validate on")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
@@ -62,38 +62,23 @@ def train(
     model: nn.Module, text: Tensor, validation: list[Tensor], *, steps: int, peak: float
 ) -> nn.Module:
     """The model as it was when it did best on the validation windows."""
-    optimizers = optimizers_of(model, peak)
-    schedules = [LambdaLR(optimizer, lambda step: rate(step, steps)) for optimizer in optimizers]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.95), weight_decay=0.1)
+    schedule = LambdaLR(optimizer, lambda step: rate(step, steps))
     best, lowest = model, math.inf
     for step in (bar := trange(1, steps + 1, desc="training", mininterval=1)):
         starts = torch.randint(len(text) - language.CONTEXT, (WINDOWS, 1))
         x = text[starts + torch.arange(language.CONTEXT)].long()
-        model.zero_grad()
+        optimizer.zero_grad()
         language.loss(model(x), x).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer, schedule in zip(optimizers, schedules, strict=True):
-            optimizer.step()
-            schedule.step()
+        optimizer.step()
+        schedule.step()
         if step % 250 == 0 or step == steps:
             reached = language.perplexity(model, validation)["perplexity"]
             bar.write(f"step {step}: validation perplexity {reached:.3f}")
             if reached < lowest:
                 best, lowest = copy.deepcopy(model), reached
     return best
-
-
-def optimizers_of(model: nn.Module, peak: float) -> list[torch.optim.Optimizer]:
-    """Muon (Jordan et al. 2024) for the matrices of the blocks, AdamW for all else.
-
-    After 500 steps the validation perplexity is 3.9, with AdamW alone 4.5.
-    """
-    named = dict(model.named_parameters())
-    matrices = [p for name, p in named.items() if name.endswith("_proj.weight")]
-    rest = [p for name, p in named.items() if not name.endswith("_proj.weight")]
-    return [
-        torch.optim.Muon(matrices, lr=4 * peak, weight_decay=0.1),
-        torch.optim.AdamW(rest, lr=peak, betas=(0.9, 0.95), weight_decay=0.1),
-    ]
 
 
 def rate(step: int, steps: int) -> float:

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
 from mpsearch.formats import Format, Option
-from mpsearch.network import Layer, Network
+from mpsearch.network import Layer, Network, Shape
 from mpsearch.tables import Table
 
 
@@ -20,8 +21,10 @@ class Size:
 
     def costs(self, network: Network, options: Sequence[Option]) -> Mapping[str, Table]:
         """``size`` in bytes; ``ValueError`` for options that name no weight format."""
-        formats = [option.weight for option in options]
-        values = np.array([[stored(layer, f) for f in formats] for layer in network.layers])
+        formats = [option.weight.as_weight() for option in options]
+        values = np.array(
+            [[_stored(shapes, f) for f in formats] for shapes in map(_shapes, network.layers)]
+        )
         fixed = sum(parameter.bytes for parameter in network.fixed)
         reference = network.params * network.parameter_bytes + fixed
         table = Table(
@@ -37,6 +40,12 @@ class Size:
         return {"size": table}
 
 
-def stored(layer: Layer, weight: Format) -> int:
-    """Bytes of a layer's weights in a format; one flat row where shapes are not known."""
-    return sum(weight.bytes(shape) for shape in layer.shapes or ((1, layer.params),))
+def _shapes(layer: Layer) -> tuple[Shape, ...]:
+    """Those of its weights; one flat row where they are not known."""
+    return layer.shapes or ((1, layer.params),)
+
+
+@cache
+def _stored(shapes: tuple[Shape, ...], weight: Format) -> int:
+    """Bytes of a layer's weights in a format; networks repeat their shapes."""
+    return sum(weight.bytes(shape) for shape in shapes)

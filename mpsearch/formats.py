@@ -43,11 +43,12 @@ FAMILIES: dict[str, _Family] = {
     "bf16": _Family("full", 16, scale_bits=0),
     "fp32": _Family("full", 32, scale_bits=0),
 }
-_FIXED = re.compile(r"fx(?P<bits>[1-9]\d?)\.(?P<fraction>\d{1,2})")
+_FIXED = re.compile(r"fx(?P<bits>[1-9]\d?)\.(?P<fraction>0|[1-9]\d?)", re.ASCII)
 _NAME = re.compile(
-    r"(?P<base>[a-z]+\d*(?:_e\dm\d)?)(?:g(?P<group>[1-9]\d{0,6})|(?P<tensor>t))?(?P<sign>[as])?"
+    rf"(?P<base>{'|'.join(FAMILIES)})(?:g(?P<group>[1-9]\d{{0,6}})|(?P<tensor>t))?(?P<sign>[as])?",
+    re.ASCII,
 )
-_SHORT = re.compile(r"w(\d{1,2})a(\d{1,2})")
+_SHORT = re.compile(r"w(\d{1,2})a(\d{1,2})", re.ASCII)
 _SUFFIXED: tuple[Kind, ...] = ("int", "float", "power", "ternary", "binary", "lookup")
 
 
@@ -82,13 +83,13 @@ class Format:
         if fixed and int(fixed["fraction"]) <= int(fixed["bits"]) <= 32:
             return cls(name, int(fixed["bits"]), per="tensor", symmetric=True)
         match = _NAME.fullmatch(name)
-        family = FAMILIES.get(match["base"]) if match else None
-        if match is None or family is None:
+        if match is None:
             known = ", ".join([*FAMILIES, "fx8.4"])
             raise ValueError(
                 f"no format is named {name!r}; names are {known},"
                 " and suffixes g128, t (per tensor), a (asymmetric), s (symmetric)"
             )
+        family = FAMILIES[match["base"]]
         suffixed = match["group"] or match["tensor"] or match["sign"]
         if suffixed and family.kind not in _SUFFIXED:
             raise ValueError(
@@ -120,7 +121,8 @@ class Format:
         return self._resolved("tensor", symmetric=False)
 
     def _resolved(self, per: Granularity, *, symmetric: bool) -> "Format":
-        if not self.quantized:
+        settled = self.per is not None and self.symmetric is not None
+        if not self.quantized or (settled and (self.symmetric or self.kind == "int")):
             return self
         sign = symmetric if self.symmetric is None else self.symmetric
         return replace(self, per=self.per or per, symmetric=sign or self.kind != "int")

@@ -10,7 +10,7 @@ from fractions import Fraction
 import numpy as np
 
 from mpsearch.formats import Option
-from mpsearch.tables import Cost, Mask, Stages, Table
+from mpsearch.tables import LARGEST, Cost, Mask, Stages, Table
 
 RELATIVE_TOLERANCE = 1e-12  # of a budget on real numbers; integers are compared exactly
 OPTIMAL_GAP = 1e-9  # of the sum over layers of (largest - smallest loss)
@@ -22,7 +22,9 @@ _UNITS: dict[str, int | Fraction] = {
     "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
     "J": 1, "mJ": Fraction(1, 10**3), "uJ": Fraction(1, 10**6),
 }  # fmt: skip
-_LIMIT = re.compile(r"(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(?P<unit>[A-Za-z%]*)")
+_LIMIT = re.compile(
+    r"(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?)\s*(?P<unit>[A-Za-z%]*)", re.ASCII
+)
 
 
 class Status(Enum):
@@ -43,7 +45,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         """Refuse what is no limit."""
-        if not math.isfinite(self.limit):
+        if not abs(self.limit) <= LARGEST:
             raise ValueError(f"budget {self.cost.name!r} is {self.limit}; give a finite number")
 
     @classmethod
@@ -59,7 +61,7 @@ class Budget:
             return cls(cost, _uniform_cost(cost, limit.removeprefix("uniform:")))
         match = _LIMIT.fullmatch(limit.strip())
         unit = match["unit"] if match else ""
-        scale = Fraction(1) if unit == "" else Fraction(_UNITS.get(unit, 0))
+        scale = Fraction(1) if unit == "" else _scale(unit, cost.unit)
         if match and unit == "%":
             if cost.reference is None:
                 raise ValueError(
@@ -71,13 +73,13 @@ class Budget:
             return cls(
                 cost, _number(Fraction(match["number"]) * _weights(cost) / 8 + Fraction(cost.fixed))
             )
-        if match is None or not scale or (unit in _UNITS and not _fits(unit, cost.unit)):
+        if match is None or scale is None:
             raise ValueError(
                 f"budget {cost.name}={limit} is not understood; {cost.name!r} is counted in"
                 f" {cost.unit}: write a number, 25%, uniform:OPTION"
                 + (", 4.0bit, or a unit such as kB, MB or MiB" if cost.unit == "byte" else "")
             )
-        return cls(cost, _number(Fraction(match["number"]) * scale / _base(cost.unit)))
+        return cls(cost, _number(Fraction(match["number"]) * scale))
 
     def within(self, choice: Sequence[int]) -> bool:
         """Whether a choice keeps the budget: exactly for integers, to 1e-12 for real numbers."""
@@ -91,16 +93,14 @@ def _number(value: Fraction) -> float:
     return int(value) if value.denominator == 1 else float(value)
 
 
-def _fits(unit: str, counted: str) -> bool:
+def _scale(unit: str, counted: str) -> Fraction | None:
+    """How many of what a cost is counted in a unit is; ``None`` where it is none of its kind."""
     if unit in ("k", "M", "G", "T"):
-        return True
-    if unit.endswith("B"):
-        return counted == "byte"
-    return counted.endswith("J" if unit.endswith("J") else "s") and counted in _UNITS
-
-
-def _base(counted: str) -> Fraction:
-    return Fraction(_UNITS.get(counted, 1)) if counted not in ("k", "M", "G", "T") else Fraction(1)
+        return Fraction(_UNITS[unit])
+    kinds = {u: u[-1] for u in _UNITS} | {"byte": "B"}
+    if unit not in _UNITS or kinds.get(counted) != kinds[unit]:
+        return None
+    return Fraction(_UNITS[unit]) / _UNITS.get(counted, 1)
 
 
 def _weights(cost: Cost) -> int:
@@ -198,12 +198,37 @@ class Problem:
                     f"cost {cost.name!r} is of other layers or options than the loss;"
                     " write both for the same network and options"
                 )
-        for tie in self.ties:
-            if not self._mask()[list(tie)].all(axis=0).any():
-                tied = ", ".join(repr(mine[row]) for row in tie)
-                raise ValueError(f"tied layers {tied} share no allowed option; allow them one")
         if self.loss.reduce != "sum":
             raise ValueError("a loss adds up over layers; its reduce is 'sum'")
+        self._check_indices()
+        self._check_masks(mine)
+
+    def _check_indices(self) -> None:
+        rows, columns = self.loss.values.shape
+        terms = [(f"constraint {c.name!r}", term) for c in self.constraints for term in c.terms]
+        for i in self.interactions:
+            terms.append(("an interaction", (i.first, i.first_option, i.loss)))
+            terms.append(("an interaction", (i.second, i.second_option, i.loss)))
+            if i.first == i.second:
+                raise ValueError(f"an interaction names layer {i.first} twice; a pair is of two")
+        terms += [("a tie", (row, 0, 0)) for tie in self.ties for row in tie]
+        for what, (row, column, number) in terms:
+            if not (0 <= row < rows and 0 <= column < columns):
+                raise ValueError(
+                    f"{what} names layer {row}, option {column}; there are {rows} layers and"
+                    f" {columns} options"
+                )
+            if not abs(number) <= LARGEST:
+                raise ValueError(f"{what} has the number {number}; give a finite one")
+
+    def _check_masks(self, names: Sequence[str]) -> None:
+        """Layers that are tied, in however many steps, share an allowed option."""
+        groups = np.asarray(_groups(len(names), self.ties) if self.ties else range(len(names)))
+        allowed = np.ones((groups.max() + 1, len(self.loss.options)), bool)
+        np.logical_and.at(allowed, groups, self._mask())
+        for group in np.flatnonzero(~allowed.any(axis=1))[:1]:
+            tied = ", ".join(repr(names[row]) for row in np.flatnonzero(groups == group))
+            raise ValueError(f"tables and ties leave no option to layer {tied}; allow it one")
 
     @property
     def span(self) -> float:
@@ -297,11 +322,13 @@ def _merge(table: Table, groups: Sequence[int], mask: Mask) -> Table:
     index, shape = np.asarray(groups), (max(groups) + 1, len(table.options))
     allowed = np.ones(shape, bool)
     np.logical_and.at(allowed, index, mask)
-    values = np.zeros(shape, table.values.dtype)
+    wide = np.abs(table.values.astype(np.float64)).max() * len(index) >= 2.0**63
+    kind = np.float64 if wide else table.values.dtype
+    values = np.zeros(shape, kind)
     if table.reduce == "sum":
         np.add.at(values, index, table.values)
     else:
-        values = np.full(shape, table.values.min(), table.values.dtype)
+        values = np.full(shape, table.values.min(), kind)
         np.maximum.at(values, index, table.values)
     stderr = None
     if table.stderr is not None:

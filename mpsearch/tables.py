@@ -14,6 +14,7 @@ from mpsearch.network import Layer, Numbered
 Floats = NDArray[np.float64]
 Numbers = NDArray[Any]  # float64, or int64 where every number is an integer
 Mask = NDArray[np.bool_]
+LARGEST = 2.0**1000  # of a sum: above it, rounding to infinity is near
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +48,7 @@ class Table:
     def __post_init__(self) -> None:
         """Check shapes, names and numbers."""
         shape = (len(self.layers), len(self.options))
-        values = np.asarray(self.values)
-        values = values if np.issubdtype(values.dtype, np.int64) else values.astype(np.float64)
+        values = self._numbers(np.asarray(self.values))
         mask = np.asarray(self.allowed, bool) if self.allowed.size else np.ones(shape, bool)
         for what, array in (("values", values), ("stderr", self.stderr), ("allowed", mask)):
             if array is not None and array.shape != shape:
@@ -67,10 +67,22 @@ class Table:
         if self.reduce not in ("sum", "max"):
             raise ValueError(f"reduce is 'sum' or 'max', not {self.reduce!r}")
         for what, number in (("fixed", self.fixed), ("reference", self.reference)):
-            if number is not None and not math.isfinite(number):
+            if number is not None and not abs(number) <= LARGEST:
                 raise ValueError(f"{what} of table {self.name!r} is {number}; give a finite number")
         object.__setattr__(self, "values", np.where(mask, values, 0))
         object.__setattr__(self, "allowed", mask)
+        if np.abs(self.values.astype(np.float64)).max() > LARGEST / len(self.layers):
+            raise ValueError(
+                f"values of table {self.name!r} add up to more than 2^1000; use a larger unit"
+            )
+
+    def _numbers(self, values: Numbers) -> Numbers:
+        """As int64 where they are integers, else as float64."""
+        if values.dtype.kind not in "iu":
+            return values.astype(np.float64)
+        if values.size and int(values.max()) >= 1 << 63:
+            raise ValueError(f"table {self.name!r} holds {values.max()}; integers are below 2^63")
+        return values.astype(np.int64)
 
     def _check_names(self) -> None:
         if len(set(self.options)) < len(self.options):
@@ -166,7 +178,7 @@ class Stages:
                         f"stage {number} of cost {self.name!r} names layer {row}, option {column};"
                         f" there are {len(self.layers)} layers and {len(self.options)} options"
                     )
-                if not math.isfinite(value):
+                if not abs(value) <= LARGEST:
                     raise ValueError(
                         f"stage {number} of cost {self.name!r}: {value} for layer"
                         f" {self.layers[row].name!r}; give a finite number"

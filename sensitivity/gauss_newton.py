@@ -141,30 +141,25 @@ def separable(model: nn.Module, batch: Any, weights: Sequence[nn.Parameter]) -> 
 def norms_by_uses(output: Tensor, uses: Uses, block: Sequence[Tensor], count: int) -> Tensor:
     """(N, W) squared norms of each sample's weight gradients, summed over some columns."""
     edges = [use.edge for found in uses.found for use in found]
-    passes = [
-        torch.autograd.grad(output, edges, s.to(output.dtype), retain_graph=True, allow_unused=True)
-        for s in block
-    ]
-    given = iter(zip(*passes, strict=True))
+    gradients = zip(*[_gradients(output, edges, s) for s in block], strict=True)
     norms = torch.zeros(count, len(uses.found), dtype=torch.float64)
     for number, found in enumerate(uses.found):
-        pairs = [
-            (use, g)
-            for use, g in zip(found, islice(given, len(found)), strict=True)
-            if g[0] is not None
-        ]
-        if pairs:
-            norms[:, number] = squared_norms(*zip(*pairs, strict=True), count).double()
+        given = [(use, [g for g in next(gradients) if g is not None]) for use in found]
+        if reaching := [pair for pair in given if pair[1]]:
+            norms[:, number] = squared_norms(reaching, count).double()
     return norms
 
 
 def norms_by_autograd(output: Tensor, weights: Sequence[nn.Parameter], s: Tensor) -> Tensor:
     """(W,) squared norms of the weights' gradients."""
-    gradients = torch.autograd.grad(
-        output, weights, s.to(output.dtype), retain_graph=True, allow_unused=True
-    )
+    gradients = _gradients(output, weights, s)
     squares = [0.0 if g is None else float(g.double().square().sum()) for g in gradients]
     return torch.tensor(squares, dtype=torch.float64)
+
+
+def _gradients(output: Tensor, inputs: Sequence[Any], s: Tensor) -> tuple[Tensor | None, ...]:
+    s = s.to(output.dtype)
+    return torch.autograd.grad(output, inputs, s, retain_graph=True, allow_unused=True)
 
 
 def run(model: nn.Module, batch: Any, weights: Sequence[nn.Parameter]) -> tuple[Tensor, Uses]:
@@ -188,8 +183,8 @@ def run(model: nn.Module, batch: Any, weights: Sequence[nn.Parameter]) -> tuple[
         )
     if not output.requires_grad:
         raise ValueError(
-            "the model's output carries no gradient to any layer's weight; wanted a forward that is"
-            " differentiable and not under torch.no_grad, or method 'kl', which needs no gradient"
+            "the model's output has no gradient in any layer's weight; wanted a forward without"
+            " torch.no_grad or detach, or use 'kl', which needs no gradient"
         )
     return output, uses
 

@@ -44,7 +44,7 @@ class HessianTrace:
         method: ``auto`` takes the first of the three that applies.
     """
 
-    probes: int = 64
+    probes: int = 32
     seed: int = 0
     method: Method = "auto"
 
@@ -91,12 +91,11 @@ class HessianTrace:
         """(rows, weights) traces whose mean over rows is the trace, and how they were found."""
         method = traces.method(self.method, self.probes)
         if method == "hutchinson":
-            return traces.by_probe(
-                self.probes, self.seed, sweep
-            ), f"{self.probes} Hutchinson probes"
+            rows = traces.by_product(self.probes, self.seed, sweep)
+            return rows, f"{self.probes} Hessian-vector products"
         if method == "sampled" and self.probes < traces.outputs:
             rows = traces.by_sample(self.probes, self.seed, sweep)
-            return rows, f"sampled by {self.probes} passes"
+            return rows, f"{self.probes} passes a sample"
         return traces.by_sample(None, self.seed, sweep), "exact"
 
 

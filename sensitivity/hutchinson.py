@@ -1,12 +1,14 @@
 """The trace of each weight's Hessian block from random signs and Hessian-vector products.
 
-``z^T H z`` has the trace as its mean where z is random signs (Hutchinson 1990, A Stochastic
-Estimator of the Trace). One z over all weights serves every block: what other blocks add to
-``z_l^T (H z)_l`` vanishes on average only, and is most of the noise.
+``z^T H z`` has the trace as its mean where z is random signs (Hutchinson 1990). One z over all
+weights serves every block, but what the other blocks add to ``z_l^T (H z)_l`` vanishes on average
+only, and is most of the noise. Few directions carry most of H, so they are found first, their share
+of every block is taken as it is, and signs estimate what is left (Meyer et al. 2021, Hutch++).
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,60 +17,63 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mpsearch.batches import call
 
+Loss = Callable[[Any, Any], Any]
+"""``loss(output, batch) -> one number``."""
+
+_ELEMENTS = 1 << 27  # of directions and their images that may be in memory
+
 
 @dataclass(frozen=True, eq=False)
 class Curvature:
-    """The Hessian of a loss on one batch, in some weights.
+    """The Hessian H of a loss on one batch, in some weights laid end to end.
 
     Attributes:
         weights: What the loss was differentiated by.
-        slopes: Its gradient by each of them, with the graph that made it.
+        slopes: Its gradient in each of them, with the graph it came from.
     """
 
-    weights: Sequence[nn.Parameter]
-    slopes: Sequence[Tensor]
+    weights: tuple[nn.Parameter, ...]
+    slopes: tuple[Tensor, ...]
 
     @classmethod
     def of(
-        cls,
-        model: nn.Module,
-        weights: Sequence[nn.Parameter],
-        batch: Any,
-        loss: Callable[[Any, Any], Any],
+        cls, model: nn.Module, weights: Sequence[nn.Parameter], batch: Any, loss: Loss
     ) -> "Curvature":
-        """Run the model and differentiate ``loss(output, batch)`` once.
+        """Run the model and differentiate the loss once.
 
         Raises:
-            ValueError: A loss that is not one finite number, or cannot be differentiated.
+            ValueError: A loss that is not one finite number, or has no gradient.
         """
-        with (
-            torch.enable_grad(),
-            sdpa_kernel(SDPBackend.MATH),
-        ):  # the others have no second derivative
+        # Only attention that is written out has second derivatives.
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             value = loss(call(model, batch), batch)
             if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
                 raise ValueError(
                     f"the loss returned {_said(value)}; wanted a tensor of one number that can be"
-                    " differentiated by the weights: use another loss, or method 'kl'"
+                    " differentiated by the weights: give such a loss, or use 'kl'"
                 )
-            if not torch.isfinite(value):
+            if not torch.isfinite(value).all():
                 raise ValueError(
-                    f"the loss is {value.item()} on the float model; wanted a finite number"
+                    f"the loss of the float model is {float(value)}; wanted a finite number"
                 )
             slopes = torch.autograd.grad(
                 value.sum(), weights, create_graph=True, allow_unused=True, materialize_grads=True
             )
-        return cls(weights, slopes)
+        return cls(tuple(weights), slopes)
 
-    def products(self, z: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """H z, one tensor a weight."""
-        bent = [
-            (slope, one) for slope, one in zip(self.slopes, z, strict=True) if slope.requires_grad
-        ]
+    @property
+    def size(self) -> int:
+        """Elements of all weights."""
+        return sum(weight.numel() for weight in self.weights)
+
+    def product(self, v: Tensor) -> Tensor:
+        """(size,) H v."""
+        pieces = [p.reshape(w.shape) for p, w in zip(self.split(v), self.weights, strict=True)]
+        bent = [(s, p) for s, p in zip(self.slopes, pieces, strict=True) if s.requires_grad]
         if not bent:
-            return tuple(torch.zeros_like(one) for one in z)
+            return torch.zeros_like(v)
         slopes, given = zip(*bent, strict=True)
-        return torch.autograd.grad(
+        found = torch.autograd.grad(
             slopes,
             self.weights,
             given,
@@ -76,18 +81,69 @@ class Curvature:
             allow_unused=True,
             materialize_grads=True,
         )
+        return torch.cat([one.flatten() for one in found])
+
+    def split(self, v: Tensor) -> tuple[Tensor, ...]:
+        """The part of each weight, along the first axis."""
+        parts: tuple[Tensor, ...] = v.split([weight.numel() for weight in self.weights])
+        return parts
+
+    def signs(self, generator: torch.Generator) -> Tensor:
+        """(size,) random -1 and 1."""
+        drawn = torch.randint(2, (self.size,), generator=generator, dtype=torch.int8) * 2 - 1
+        return drawn.to(self.weights[0])
+
+
+@dataclass(frozen=True, eq=False)
+class Deflated:
+    """Estimates of every block's trace, with the main directions of H taken out.
+
+    With Q the directions and P = Q Q^T, ``H = P H + H P - P H P + (1 - P) H (1 - P)``, whose last
+    term alone is left to chance.
+
+    Attributes:
+        curvature: H.
+        directions: (size, k) Q, orthonormal.
+        images: (size, k) H Q.
+    """
+
+    curvature: Curvature
+    directions: Tensor
+    images: Tensor
+
+    @classmethod
+    def of(cls, curvature: Curvature, rank: int, generator: torch.Generator) -> "Deflated":
+        """From ``2 rank`` products, or fewer where so many directions do not fit in memory."""
+        none = curvature.weights[0].new_zeros(curvature.size, 0)
+        rank = min(rank, _ELEMENTS // (2 * curvature.size))
+        if rank < 1:
+            return cls(curvature, none, none)
+        drawn = [curvature.product(curvature.signs(generator)) for _ in range(rank)]
+        directions = torch.linalg.qr(torch.stack(drawn, dim=1)).Q
+        images = [curvature.product(direction) for direction in directions.unbind(dim=1)]
+        return cls(curvature, directions, torch.stack(images, dim=1))
+
+    @cached_property
+    def _known(self) -> Tensor:
+        """(W,) traces of all terms but the last."""
+        core = self.directions.mT @ self.images
+        left = 2 * self.images - self.directions @ core
+        return self._dots(self.directions, left)
 
     def probe(self, generator: torch.Generator) -> list[float]:
-        """``z_l^T (H z)_l`` of every weight l, for one z of random signs."""
-        z = [signs(weight, generator) for weight in self.weights]
-        products = self.products(z)
-        return [float((a * b).sum(dtype=torch.float64)) for a, b in zip(z, products, strict=True)]
+        """One unbiased estimate of every weight's trace."""
+        z = self.curvature.signs(generator)
+        rest = self._without(self.curvature.product(self._without(z)))
+        found: list[float] = (self._known + self._dots(z, rest)).tolist()
+        return found
 
+    def _without(self, v: Tensor) -> Tensor:
+        return v - self.directions @ (self.directions.mT @ v)
 
-def signs(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Random -1 and 1 of a tensor's shape and type."""
-    drawn = torch.randint(2, like.shape, generator=generator, dtype=torch.int8)
-    return drawn.to(like.device, like.dtype) * 2 - 1
+    def _dots(self, one: Tensor, other: Tensor) -> Tensor:
+        """(W,) inner product of each weight's parts."""
+        pairs = zip(self.curvature.split(one), self.curvature.split(other), strict=True)
+        return torch.stack([(a * b).sum(dtype=torch.float64) for a, b in pairs])
 
 
 def _said(value: Any) -> str:

@@ -119,7 +119,7 @@ class _Scores:
 
     @cached_property
     def _joined(self) -> bool:
-        """Whether the bench's one batch holds all samples, so that its replay gives every output."""
+        """Whether the bench's one batch holds all samples, so that it gives every output."""
         if samples(self.bench.batch) < sum(self._sizes):
             return False
         if self.task.loss is None:

@@ -6,7 +6,7 @@ weight. Those traces take no curvature products. What is left takes Hutchinson's
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from math import prod
@@ -21,7 +21,7 @@ from mpsearch.network import Network
 from mpsearch.quant.attention import explicit
 from mpsearch.sensitivity.cross_entropy import bends_as_kl
 from mpsearch.sensitivity.gauss_newton import TOGETHER, GaussNewton, run, separable
-from mpsearch.sensitivity.hutchinson import Curvature
+from mpsearch.sensitivity.hutchinson import Curvature, Deflated
 from mpsearch.sensitivity.weights import stored
 from mpsearch.sweep import Sweep, Unit
 from mpsearch.tables import Floats
@@ -55,7 +55,9 @@ class Traces:
         """On a copy in which only the layers' weights want gradients."""
         model = explicit(copy.deepcopy(task.model)).eval().requires_grad_(False)
         layers = stored(model, network)
-        weights = tuple(one.weight.requires_grad_() for layer in layers for one in layer)
+        weights = tuple(one.weight for layer in layers for one in layer)
+        for weight in weights:
+            weight.requires_grad_()
         return cls(task, network, model, weights)
 
     def method(self, asked: Method, probes: int) -> Method:
@@ -95,7 +97,7 @@ class Traces:
         return self._first[0].numel()
 
     def by_sample(self, groups: int | None, seed: int, sweep: Sweep) -> Floats:
-        """(samples, W) traces of the Gauss-Newton blocks; ``groups`` as in `gauss_newton.columns`."""
+        """(samples, W) traces of the Gauss-Newton blocks; ``groups`` is that of its columns."""
         blocks = GaussNewton(self.model, self.weights, groups, together=self._together())
         pieces = dict(self._pieces())
 
@@ -109,25 +111,31 @@ class Traces:
         rows = sweep.run("hessian trace", units, compute)
         return np.concatenate([np.reshape(row, (-1, len(self.weights))) for row in rows])
 
-    def by_probe(self, probes: int, seed: int, sweep: Sweep) -> Floats:
-        """(probes, W) unbiased estimates of the traces."""
+    def by_product(self, products: int, seed: int, sweep: Sweep) -> Floats:
+        """(probes, W) unbiased estimates of the traces, from so many products on each batch."""
         pieces = dict(self._pieces() if self.task.loss is None else self._whole())
         loss = self.task.loss or _own
-        total = sum(map(samples, pieces.values()))
+        rank = products // 4
+        probes = products - 2 * rank
 
         @lru_cache(maxsize=1)
-        def curvature(place: tuple[int, int]) -> Curvature:
-            return Curvature.of(self.model, self.weights, pieces[place], loss)
+        def deflated(batch: int, start: int) -> Deflated:
+            curvature = Curvature.of(self.model, self.weights, pieces[batch, start], loss)
+            return Deflated.of(curvature, rank, _generator(seed, batch, start))
 
         def compute(unit: Unit) -> list[float]:
             batch, start, probe = map(int, unit[-3:])
-            return curvature((batch, start)).probe(_generator(seed, batch, start, probe))
+            return deflated(batch, start).probe(_generator(seed, batch, start, probe + 1))
 
-        units: list[Unit] = [("probe", seed, *p, probe) for p in pieces for probe in range(probes)]
+        units: list[Unit] = [
+            ("products", products, seed, *place, probe)
+            for place in pieces
+            for probe in range(probes)
+        ]
         found = sweep.run("hessian trace", units, compute)
-        share = np.array([samples(piece) / total for piece in pieces.values()])
+        sizes = np.array([samples(piece) for piece in pieces.values()])
         each = np.reshape(found, (len(pieces), probes, len(self.weights)))
-        return np.einsum("b,bpw->pw", share, each)
+        return np.average(each, axis=0, weights=sizes)
 
     def _whole(self) -> Iterator[tuple[tuple[int, int], Any]]:
         yield from (((number, 0), batch) for number, batch in enumerate(self.task.batches))
@@ -149,7 +157,7 @@ class Traces:
         return not mixing and separable(self.model, self.task.batches[0], self.weights)
 
 
-def _own(output: Any, batch: Any) -> Tensor:
+def _own(output: Any, _: Any) -> Tensor:
     """The mean divergence from the output itself."""
     found = tensor_of(output)
     return divergence(found.detach(), found).mean()

@@ -47,14 +47,13 @@ class Use:
         return self.func is F.embedding
 
     def inputs(self, samples: int) -> Tensor:
-        """(samples, groups, p, positions) what is read at each position; patches, for a convolution."""
+        """(samples, groups, p, positions) what is read at each position; it may be a patch."""
         x, weight = self.given["input"].detach(), self.given["weight"]
         if self.lookup:
-            return (
-                F.one_hot(x, len(weight)).to(weight.dtype).reshape(samples, 1, -1, len(weight)).mT
-            )
-        if self.func in (F.linear, torch.addmm):
-            return x.reshape(samples, 1, -1, x.shape[-1]).mT
+            x = F.one_hot(x, len(weight)).to(weight.dtype)
+        if self.func in (F.linear, torch.addmm, F.embedding):
+            flat: Tensor = x.reshape(samples, 1, -1, x.shape[-1])
+            return flat.mT
         return self._grouped(x if self.func in _TRANSPOSING else self._patches(x), samples)
 
     def gradients(self, gradient: Tensor, samples: int) -> Tensor:
@@ -130,32 +129,35 @@ class Uses(TorchFunctionMode):
         names = _ARGUMENTS.get(func)
         if names is not None:
             given = dict(zip(names, args, strict=False)) | dict(kwargs or {})
-            uses = self._uses.get(id(given["weight"]))
-            if uses is not None and output.requires_grad:
+            uses = self._uses.get(id(given.get("weight")))
+            if uses is not None and not output.requires_grad:
+                raise ValueError(
+                    "the model reads a layer's weight under torch.no_grad, so its Hessian cannot be"
+                    " had; let gradients flow, or use 'kl', which needs none"
+                )
+            if uses is not None:
                 uses.append(Use(func, given, get_gradient_edge(output)))
         return output
 
 
-def squared_norms(
-    uses: Sequence[Use], gradients: Sequence[Sequence[Tensor]], samples: int
-) -> Tensor:
+def squared_norms(uses: Sequence[tuple[Use, Sequence[Tensor]]], samples: int) -> Tensor:
     """(samples,) squared norm of each sample's gradient of one weight, summed over columns.
 
     Args:
-        uses: All uses of the weight; what several of them contribute adds up before it is squared.
-        gradients: For each use the gradient at its output, of each of several columns.
-        samples: Samples lie one after another along the first axis of inputs and outputs.
+        uses: Every use of the weight, whose shares add up before they are squared, with the
+            gradient at its output for each of several columns.
+        samples: They lie one after another along the first axis of what is read and written.
     """
     pairs = [
         (use.inputs(samples), torch.stack([use.gradients(g, samples) for g in columns], dim=2))
-        for use, columns in zip(uses, gradients, strict=True)
+        for use, columns in uses
     ]
     p, (columns, q, positions) = pairs[0][0].shape[2], pairs[0][1].shape[2:]
     if len(pairs) == 1 and positions * (p + columns * q) < p * columns * q:
         inputs, outputs = pairs[0][0], pairs[0][1].flatten(2, 3)
         return ((inputs.mT @ inputs) * (outputs.mT @ outputs)).sum((1, 2, 3))
     total: Any = 0
-    for use, (inputs, outputs) in zip(uses, pairs, strict=True):
+    for (use, _), (inputs, outputs) in zip(uses, pairs, strict=True):
         each = (outputs.flatten(2, 3) @ inputs.mT).unflatten(2, (columns, -1))
         total = total + (each.mT if use.lookup else each)
     squared: Tensor = total.square().sum((1, 2, 3, 4))

@@ -52,7 +52,7 @@ class WeightError:
 def squared_errors(
     layers: Sequence[Sequence[Stored]], options: Sequence[Option], recipe: Recipe, sweep: Sweep
 ) -> list[Floats]:
-    """For each layer (weights, options): the squared error of each of its weights at each option."""
+    """For each layer (weights, options): the squared error of each of its weights."""
     for option in options:
         changes(option)  # refuses what cannot be quantized to, before the long part
     weights = {one.name: one for layer in layers for one in layer}

@@ -10,8 +10,8 @@ from mpsearch.formats import Option
 from mpsearch.network import Network
 from mpsearch.quant.integers import encode
 from mpsearch.quant.recipe import Recipe
-from mpsearch.tracing import module_weight, output_first, sites
 from mpsearch.tables import Mask
+from mpsearch.tracing import module_weight, output_first, sites
 
 
 @dataclass(frozen=True, eq=False)

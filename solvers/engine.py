@@ -39,6 +39,8 @@ class Word:
 
 def asked(program: Program, engine: Engine, seconds: float, shift: Floats) -> Word:
     """What the engine says of a program whose rows have so much more room (in row units)."""
+    if seconds <= 0:
+        return Word(None, -np.inf, infeasible=False)
     free = np.flatnonzero(np.bincount(program.owner)[program.owner] > 1)
     model, taken = _model(program, free, _limits(program) + shift)
     try:

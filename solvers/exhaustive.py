@@ -78,16 +78,17 @@ class _Choices:
     def cost(self, cost: Cost) -> Floats:
         """(count,) a cost's total for every choice."""
         if isinstance(cost, Stages):
-            return np.max([self._terms(stage) for stage in cost.stages], axis=0) + cost.fixed
+            stages = [self._terms(stage) for stage in cost.stages]
+            return np.asarray(np.max(stages, axis=0) + cost.fixed)
         if cost.reduce == "sum":
             return self._total(cost.values, cost.fixed)
         largest = np.full(1, -np.inf)
         for columns, row in zip(self.columns, cost.values, strict=True):
             largest = np.maximum(largest[:, None], row[columns]).ravel()
-        return largest + cost.fixed
+        return np.asarray(largest + cost.fixed)
 
     def feasible(self) -> NDArray[np.bool_]:
-        """(count,) which choices keep every budget and constraint, or break one by rounding only."""
+        """(count,) which choices break no budget and no constraint by more than rounding."""
         keeps = np.ones(self.count, bool)
         for budget in self.problem.budgets:
             keeps &= _at_most(self.cost(budget.cost), budget.limit)

@@ -7,6 +7,7 @@ scaled; its answer is checked in exact arithmetic; and what it is worth is shown
 """
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -24,6 +25,7 @@ from mpsearch.solvers.proof import enumerated, priced, relaxed
 Integers = NDArray[np.int64]
 ROUNDS = 8  # of narrowing, each of which leaves less
 ATTEMPTS = 4  # at an answer that keeps every condition
+DOUBT = 1e-6  # of a row's sum: what an engine's tolerances may shut out
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,12 @@ class Milp:
         if found is None:
             return infeasible(said)
         search = _Search(problem, *found)
+        deadline = time.monotonic() + self.seconds
         search.narrow()
-        search.ask(name, self.seconds)
+        search.ask(name, deadline)
         search.narrow()
         search.enumerate(self.states)
-        search.believe(name, self.seconds)
+        search.believe(name, deadline)
         return search.solution(said)
 
 
@@ -74,7 +77,8 @@ class _Search:
         self.loss = math.inf
         self.floor = -math.inf
         self.picks: Integers | None = None
-        self.word = -math.inf
+        self.word = -math.inf  # what the engine says no answer is below
+        self.denied = False  # whether it says that there is none
 
     def offer(self, picks: Integers) -> bool:
         """Whether an answer keeps every condition, exactly; it is kept if it is the best so far."""
@@ -103,6 +107,7 @@ class _Search:
     def narrow(self) -> None:
         """Leave out what is in no better answer, as long as that leaves less."""
         if self.program.pairs:
+            self.offer(relaxed(self.program)[1])
             self.prove(sum(min(loss, 0.0) for *_, loss in self.program.pairs) / self.program.unit)
             return
         for _ in range(ROUNDS):
@@ -121,15 +126,16 @@ class _Search:
                 self.picks = (np.cumsum(keep) - 1)[self.picks]
             self.program = program.kept(keep)
 
-    def ask(self, engine: Engine, seconds: float) -> None:
+    def ask(self, engine: Engine, deadline: float) -> None:
         """Take the engine's answer; ask again with less room where it breaks a condition."""
         shift = np.zeros(len(self.program.rows))
         for attempt in range(ATTEMPTS):
             if self.optimal or len(self.program.owner) == len(self.program.layers):
                 return
-            word = asked(self.program, engine, seconds, shift)
+            word = asked(self.program, engine, deadline - time.monotonic(), shift)
             if attempt == 0:
                 self.word = self.program.bound(word.bound - self.program.slip)
+                self.denied = word.infeasible
             if word.picks is None or self.offer(word.picks):
                 return
             used = self.program.usage[:, word.picks].sum(axis=1)
@@ -149,13 +155,17 @@ class _Search:
             self.offer(picks)
         self.prove(bound)
 
-    def believe(self, engine: Engine, seconds: float) -> None:
-        """Where the proof had to stop, count what the engine proved, less its tolerances."""
+    def believe(self, engine: Engine, deadline: float) -> None:
+        """Where the proof had to stop, count what the engine proved, less its tolerances.
+
+        That nothing is feasible counts if it says so with a little more room, too.
+        """
         if self.optimal or self.floor == math.inf:
             return
         self.floor = max(self.floor, self.word)
-        if not self.choice:
-            word = asked(self.program, engine, seconds, np.full(len(self.program.rows), 1e-6))
+        if self.denied and not self.choice:
+            more = np.full(len(self.program.rows), DOUBT)
+            word = asked(self.program, engine, deadline - time.monotonic(), more)
             self.floor = math.inf if word.infeasible else self.floor
 
     def solution(self, said: str) -> Solution:

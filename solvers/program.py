@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpsearch.tables import Floats
+from mpsearch.tables import Floats, Mask
 
 ULP = 2.0**-52
 MOST_PRODUCTS = 1000  # options of a class of layers that interact
 Integers = NDArray[np.int64]
-Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,7 +204,7 @@ def _product(bare: Program, group: Sequence[int]) -> Program:
 def reduced(bare: Program) -> Program | None:
     """Without options that fit in no answer, rows that always hold, and dominated options."""
     while len(bare.rows):
-        fits = (bare.usage <= bare.room[:, None]).all(axis=0)
+        fits: Mask = np.all(bare.usage <= bare.room[:, None], axis=0)
         if not np.logical_or.reduceat(fits, bare.starts).all():
             return None
         bare = bare.kept(fits)

@@ -19,7 +19,7 @@ from scipy.optimize import linprog
 from scipy.sparse import csr_matrix
 
 from mpsearch.solvers.program import ULP, Program
-from mpsearch.tables import Floats
+from mpsearch.tables import Floats, Mask
 
 Integers = NDArray[np.int64]
 MOST_ANSWERS = 20  # of those left at the end, to be checked exactly
@@ -90,7 +90,7 @@ def _cheapest(program: Program, price: Floats) -> Integers:
 
 
 def priced(program: Program, y: Floats) -> tuple[float, Floats]:
-    """A bound on the sum of gains of every feasible choice, and how far (M,) each option raises it."""
+    """A bound on every feasible choice's sum of gains, and how far (M,) each option raises it."""
     price = program.gain + y @ program.usage
     low = program.least(price)
     given = float(y @ np.abs(program.room))
@@ -143,7 +143,7 @@ class _Tails:
         edges = [
             (place, b[0] - a[0], b[1] - a[1])
             for place, hull in enumerate(hulls)
-            for a, b in zip(hull, hull[1:], strict=False)
+            for a, b in itertools.pairwise(hull)
         ]
         edges.sort(key=lambda edge: edge[2] / edge[1])
         self.edges = np.array(edges).reshape(-1, 3)
@@ -215,7 +215,8 @@ def _undominated(used: Floats, lost: Floats) -> Integers:
         return lost.argsort(kind="stable")[:1]
     order = np.lexsort((lost, *used))
     apart = (np.diff(used[:, order], axis=1) != 0).any(axis=0)
-    return order[np.concatenate([[True], apart])[: len(order)]]
+    first: Mask = np.concatenate([[True], apart])[: len(order)]
+    return np.asarray(order[first])
 
 
 def _picks(

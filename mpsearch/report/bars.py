@@ -112,7 +112,7 @@ def _panel(columns: Columns, panel: Panel, top: float) -> tuple[str, float]:
     """A panel and where it ends."""
     known = [value for value in panel.values[: len(columns.names)] if value is not None]
     most = max([*known, 1e-12])
-    high = top + GAP - 8
+    high = top + GAP - (0 if panel.numbers else 8)
     base = high + panel.height
     parts = [label(columns.left, top + 16, panel.title, "title")]
     for level in _levels(most, panel):

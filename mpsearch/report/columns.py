@@ -31,7 +31,7 @@ class Columns:
     def fitting(cls, names: Sequence[str], left: float, width: float = 1040) -> "Columns":
         """Columns that fill the width, none too thin to see nor too wide to compare."""
         shown = tuple(names[:LIMIT])
-        pitch = min(max((width - left - 12) / len(shown), 5), 32)
+        pitch = min(max((width - left - 12) / len(shown), 5), 48)
         return cls(shown, left, math.floor(pitch))
 
     def x(self, column: int) -> float:

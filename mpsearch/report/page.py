@@ -16,7 +16,7 @@ from mpsearch.report.marks import kind
 from mpsearch.report.markup import asset, escaped, tag
 from mpsearch.report.picture import frontier_figure
 from mpsearch.report.scales import written
-from mpsearch.report.text import aligned, counted, number, readable, run_cells
+from mpsearch.report.text import aligned, counted, layer_cells, number, numbers, readable, run_cells
 
 FIGURE_SPACE, POINT_SPACE = "\u2007", "\u2008"  # as wide as a digit, as wide as a point
 
@@ -60,7 +60,7 @@ def _head(report: Report) -> str:
     proof = tag("span", escaped(state), class_=f"badge {colour}")
     return tag(
         "header",
-        tag("h1", report.title),
+        tag("h1", escaped(report.title)),
         tag("p", escaped(prose.answer(report)), class_="answer"),
         tag("p", escaped(prose.comparison(report))) if prose.comparison(report) else "",
         tag("p", proof, " ", escaped(prose.proof(allocation)), class_="proof"),
@@ -121,7 +121,8 @@ def _runs(report: Report) -> str:
     classes = [kind(run) for run in report.runs] + ["float"]
     named = {"+-": "±"}
     heads = [named.get(head, head) for head in headers]
-    caption = f"Loss in {report.allocation.unit}; ± is one standard error over samples."
+    doubt = "; ± is one standard error over samples" if "+-" in headers else ""
+    caption = f"Loss in {report.allocation.unit}{doubt}."
     made = html_table(heads, rows, caption, classes)
     return _section("Predicted and measured", _scroll("predicted and measured losses", made))
 
@@ -142,13 +143,9 @@ def html_table(
     classes: Sequence[str] = (),
 ) -> str:
     """A table whose first column names the rows; numbers stand point under point."""
-    columns = [
-        aligned([row[i] for row in rows], FIGURE_SPACE, POINT_SPACE) for i in range(len(headers))
-    ]
-    numeric = [
-        i > 0 and any(c and c[0] in "-0123456789" for c in column)
-        for i, column in enumerate(columns)
-    ]
+    columns = [[row[i] for row in rows] for i in range(len(headers))]
+    numeric = [i > 0 and numbers(column) for i, column in enumerate(columns)]
+    columns = [aligned(column, FIGURE_SPACE, POINT_SPACE) for column in columns]
     heads = (
         tag("th", escaped(head), scope="col", class_="number" if right else None)
         for head, right in zip(headers, numeric, strict=True)
@@ -196,18 +193,12 @@ def _layers(report: Report) -> str:
     allocation, losses = report.allocation, chosen_losses(report)
     table = report.loss
     params = {} if table is None else {n.name: n.params for n in table.layers}
-    rows = [
-        [
-            name,
-            str(option),
-            f"{params[name]}" if params.get(name) else "",
-            number(losses.get(name), 3),
-        ]
-        for name, option in allocation.items()
-    ]
-    made = html_table(
-        ["layer", "option", "weights", "predicted loss"], rows, "Every layer and its option."
-    )
+    headers, rows = layer_cells(allocation)
+    for row in rows:
+        weights = params.get(row[0])
+        row[2:2] = [str(weights) if weights else "", number(losses.get(row[0]), 3)]
+    headers[2:2] = ["weights", "predicted loss"]
+    made = html_table(headers, rows, "Every layer and its option.")
     inside = tag("summary", escaped(f"All {len(rows)} layers as a table"))
     return tag("details", inside, _scroll("every layer and its option", made))
 

@@ -8,6 +8,8 @@ from mpsearch.report.data import Report, Run
 from mpsearch.report.scales import doubted, written
 from mpsearch.report.text import of_loss, readable
 
+ROUNDING = 1e-12  # of the loss
+
 
 def answer(report: Report) -> str:
     """What the allocation costs and what it loses."""
@@ -86,7 +88,9 @@ def badge(allocation: Allocation) -> str:
 def proof(allocation: Allocation) -> str:
     """What is proven of the predicted loss."""
     loss, bound = written(allocation.loss), written(allocation.bound)
-    tail = f"predicted loss {loss}, proven bound {bound}, gap {written(allocation.gap)}"
+    rounding = 0 < abs(allocation.gap) <= ROUNDING * abs(allocation.loss)
+    gap = "none but rounding" if rounding else written(allocation.gap)
+    tail = f"predicted loss {loss}, proven bound {bound}, gap {gap}"
     if "guard" in allocation.provenance:
         guard = str(allocation.provenance["guard"])
         return f"{guard[:1].upper()}{guard[1:]} ({tail})."

@@ -31,7 +31,7 @@ def _steps(unit: str) -> list[tuple[float, str]]:
             own = _PARTS[unit[:-1]]
             return [(part / own, prefix + base) for prefix, part in _PARTS.items()]
     short = {"byte": "B", "bytes": "B"}.get(unit, unit)
-    if short and not short.isalnum():
+    if short and not short.split()[0].isalnum():
         return [(1.0, unit)]
     return [(1000.0**power, prefix + short) for power, prefix in enumerate(_COUNTS)]
 
@@ -84,6 +84,11 @@ def aligned(cells: Sequence[str], space: str = " ", dot: str = " ") -> list[str]
     ]
 
 
+def numbers(column: Sequence[str]) -> bool:
+    """Whether a column holds numbers, with a unit or without."""
+    return any(column) and all(_numeric(cell.partition(" ")[0]) for cell in column)
+
+
 def _numeric(cell: str) -> bool:
     if not cell:
         return True
@@ -98,7 +103,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Aligned columns under their headers; numbers stand point under point."""
     columns = [[printable(str(row[i])) for row in rows] for i in range(len(headers))]
     heads = [printable(head) for head in headers]
-    right = [bool(any(c)) and all(_numeric(x.partition(" ")[0]) for x in c) for c in columns]
+    right = [numbers(column) for column in columns]
     columns = [aligned(column) for column in columns]
     widths = [
         max(len(head), *map(len, column), 0) for head, column in zip(heads, columns, strict=True)
@@ -114,13 +119,17 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def allocation_table(allocation: Allocation) -> str:
     """Every layer and its option, the modules where a layer stands for several, and a count."""
-    several = any(modules != (name,) for name, modules in allocation.modules.items())
-    rows = [
-        [name, str(option), *([", ".join(allocation.modules[name])] if several else [])]
-        for name, option in allocation.items()
-    ]
-    headers = ["layer", "option", *(["modules"] if several else [])]
+    headers, rows = layer_cells(allocation)
     return table(headers, rows) + "\n\n" + counted(allocation)
+
+
+def layer_cells(allocation: Allocation) -> tuple[list[str], list[list[str]]]:
+    """Headers and cells of the table of layers."""
+    modules = {n: ", ".join(m) if m != (n,) else "" for n, m in allocation.modules.items()}
+    if not any(modules.values()):
+        return ["layer", "option"], [[name, str(option)] for name, option in allocation.items()]
+    rows = [[name, str(option), modules[name]] for name, option in allocation.items()]
+    return ["layer", "option", "modules"], rows
 
 
 def counted(allocation: Allocation) -> str:

@@ -35,7 +35,7 @@ class _State:
             {k: v.detach().numpy().tobytes() for k, v in model.state_dict().items()},
             tuple(m.training for m in modules),
             tuple(
-                len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks)  # noqa: SLF001
+                len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks)
                 for m in modules
             ),
             tuple((p.requires_grad, p.grad is None) for p in model.parameters()),

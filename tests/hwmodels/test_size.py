@@ -1,8 +1,10 @@
 """Bytes as stored, against what is really stored."""
 
 import math
+import time
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -67,3 +69,18 @@ def test_a_pinned_layer_may_take_its_option_only() -> None:
     assert table.allowed.tolist() == [[False, True], [True, True]]
     with pytest.raises(ValueError, match="layer 'a' is pinned to int8/int8, which is not among"):
         Size().costs(net, mp.options("w4a8"))
+
+
+def test_totals_are_exact_beyond_64_bits() -> None:
+    layers = tuple(mp.Layer(f"l{i}", 1 << 60) for i in range(40))
+    size = Size().costs(mp.Network(layers), mp.options("w8a8"))["size"]
+    assert size.total([0] * 40) == 40 * ((1 << 60) + 2)
+
+
+def test_ten_thousand_different_layers_take_less_than_a_second() -> None:
+    sides = np.random.default_rng(0).integers(16, 4096, (10_000, 2)).tolist()
+    layers = tuple(mp.Layer(f"l{i}", a * b, shapes=((a, b),)) for i, (a, b) in enumerate(sides))
+    options = mp.options(*(f"w{bits}a8" for bits in range(2, 9)), "int4g128/int8")
+    start = time.process_time()
+    Size().costs(mp.Network(layers), options)
+    assert time.process_time() - start < 1

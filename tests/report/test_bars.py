@@ -108,7 +108,7 @@ def test_blocks_end_at_the_first_number_that_something_follows() -> None:
 
 
 def test_columns_are_neither_too_thin_to_see_nor_too_wide_to_compare() -> None:
-    assert Columns.fitting(["a"], 64).pitch == 32
+    assert Columns.fitting(["a"], 64).pitch == 48
     assert Columns.fitting([str(i) for i in range(1000)], 64).pitch == 5
     assert len(Columns.fitting([str(i) for i in range(2000)], 64).names) == 1000
 

@@ -107,7 +107,8 @@ def test_the_recipe_and_how_it_was_made_are_told(new_report: Build) -> None:
 
 
 def test_numbers_stand_point_under_point() -> None:
-    made = html_table(["a", "loss"], [["x", "0.25"], ["y", "12"]], "caption")
+    made = html_table(["a", "loss", "b"], [["x", "0.25", "8bit"], ["y", "12", ""]], "caption")
+    assert "<td>8bit</td>" in made
     assert '<td class="number">0.25</td>' in made
     assert '<td class="number">12\u2008\u2007\u2007</td>' in made
 

@@ -92,6 +92,8 @@ def test_the_proof_says_what_is_proven(new_report: Build) -> None:
         "No allocation within the budgets has a smaller predicted loss: predicted loss 7.2,"
         " proven bound 7.2, gap 0."
     )
+    nearly = replace(answer, bound=answer.loss * (1 - 1e-15))
+    assert prose.proof(nearly).endswith("proven bound 7.2, gap none but rounding.")
     open_ = replace(answer, status=mp.Status.FEASIBLE, bound=7.0)
     assert prose.badge(open_) == "bounded"
     assert prose.proof(open_) == (

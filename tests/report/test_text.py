@@ -39,7 +39,8 @@ Build = Callable[..., Report]
         (0, "s", "0 s"),
         (3.5, "mJ", "3.5 mJ"),
         (12_300, "", "12.3 k"),
-        (12_300, "KL (nats)", "1.23e+04 KL (nats)"),
+        (1.2e9, "BitOps (NNCF)", "1.2 GBitOps (NNCF)"),
+        (12_300, "J/s", "1.23e+04 J/s"),
         (2e18, "cycle", "2e+03 Pcycle"),
         (float("inf"), "byte", "inf byte"),
         (float("nan"), "", "nan"),
@@ -107,6 +108,7 @@ def test_an_allocation_names_the_modules_of_a_layer_of_several(new_report: Build
     modules = {name: (name,) for name in report.allocation} | {"head": ("head", "stem.tied")}
     made = allocation_table(replace(report.allocation, modules=modules))
     assert "head          int8/int8  head, stem.tied" in made
+    assert "\nstem          int4/int8\n" in made
 
 
 def test_runs_stand_predicted_beside_measured(new_report: Build) -> None:

@@ -1,11 +1,8 @@
 """Milp: exact against Exhaustive, sound in its bounds, and honest about both."""
 
-from typing import Literal
-
-import pytest
 from hypothesis import given, settings
 
-from mpsearch.problem import OPTIMAL_GAP, Problem, Status
+from mpsearch.problem import OPTIMAL_GAP, Problem
 from mpsearch.solvers import Exhaustive, Milp
 from tests.solvers.problems import problems
 

@@ -1,0 +1,141 @@
+"""Formats and options: names, bytes, and what is refused."""
+
+import math
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import mpsearch as mp
+from mpsearch.formats import FAMILIES
+from mpsearch.testing import FormatSuite
+
+SUFFIXES = ("", "a", "s", "t", "ta", "ts", "g8", "g128", "g128a", "g32s")
+INTEGERS = [f"int{bits}{suffix}" for bits in range(2, 9) for suffix in SUFFIXES]
+SUFFIXED = ("int", "float", "power", "ternary", "binary", "lookup")
+NAMES = [
+    f"{base}{suffix}"
+    for base, family in FAMILIES.items()
+    for suffix in (SUFFIXES if family.kind in SUFFIXED else ("",))
+    if suffix != f"g{family.group}"
+]
+
+
+class TestIntegers(FormatSuite):
+    formats = INTEGERS
+
+
+class TestFull(FormatSuite):
+    formats = ("fp16", "bf16", "fp32")
+
+
+@pytest.mark.parametrize("name", [*NAMES, "fx8.4", "fx16.16"])
+def test_every_name_is_read_back(name: str) -> None:
+    assert str(mp.Format.parse(name)) == name
+    assert mp.Format.parse(name).as_weight().bytes((3, 5)) > 0
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "int9", "int0", "INT4", "int4x", "int4g0", "int4g", "int4tg8", "int4as", "int4 ", "fp8",
+     "fx8.9", "fx33.4", "fx0.0", "int4g12345678", "int4g8t", "nope", "mxfp4_e2", "int٤", "fx8.٤",
+     "fx8.04"],
+)  # fmt: skip
+def test_no_format_is_named_otherwise(name: str) -> None:
+    with pytest.raises(ValueError, match=r"no format is named '.*'; names are int1, int2, .*fx8.4"):
+        mp.Format.parse(name)
+
+
+@pytest.mark.parametrize("name", ["fp16g8", "mxfp4t", "nvfp4a", "bf16s"])
+def test_some_formats_take_no_suffix(name: str) -> None:
+    with pytest.raises(ValueError, match=r"takes no suffix, got '.*'; write '"):
+        mp.Format.parse(name)
+
+
+def test_defaults_are_those_of_the_role() -> None:
+    bare = mp.Format.parse("int4")
+    weight, activation = bare.as_weight(), bare.as_activation()
+    assert (weight.per, weight.symmetric) == ("channel", True)
+    assert (activation.per, activation.symmetric) == ("tensor", False)
+    said = mp.Format.parse("int4g32a").as_weight()
+    assert (said.per, said.group, said.symmetric) == ("group", 32, False)
+    assert mp.Format.parse("fp8_e4m3a").as_weight().symmetric
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "expected"),
+    [
+        ("int4", (10, 3), 15 + 20),  # 30 codes, 10 scales
+        ("int4a", (10, 3), 15 + 20 + 5),  # and 10 zero points of 4 bits
+        ("int3t", (5, 5), 10 + 2),  # 75 bits are 10 bytes
+        ("int2g64", (4, 65), 65 + 4 * 2 * 2),  # a short second group has its scale
+        ("int8g128a", (2, 128), 256 + 4 + 2),
+        ("mxfp4", (4, 32), 64 + 4),  # 8-bit scales
+        ("nvfp4", (4, 32), 64 + 8 + 4),  # and 32 bits for the tensor
+        ("nf4", (2, 64), 64 + 4),
+        ("fp16", (3, 5), 30),
+        ("bf16", (3, 5), 30),
+        ("fp32", (3, 5), 60),
+        ("fx8.4", (3, 5), 15),
+        ("binary", (2, 9), 3 + 4),
+        ("int4", (7,), 4 + 14),  # a vector is a row an entry
+        ("int4", (4, 2, 3, 3), 36 + 8),
+    ],
+)
+def test_bytes_as_counted_by_hand(name: str, shape: tuple[int, ...], expected: int) -> None:
+    form = mp.Format.parse(name)
+    assert form.bytes(shape) == expected
+    assert form.bits_per_weight(shape) == Fraction(8 * expected, math.prod(shape))
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [("w4a8", "int4/int8"), ("w4a16", "int4/fp16"), ("w32a32", "fp32/fp32"),
+     ("int2g64/fp16+gptq", "int2g64/fp16+gptq"), ("k:int4/v:int2", "k:int4/v:int2"),
+     ("w4a8+awq", "int4/int8+awq"), ("weight:int4/activation:int8", "int4/int8")],
+)  # fmt: skip
+def test_options_are_read_back(text: str, same: str) -> None:
+    option = mp.Option.parse(text)
+    assert str(option) == same
+    assert mp.Option.parse(same) == option
+    assert hash(mp.Option.parse(same)) == hash(option)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "int4", "int4/int8/int4", "//", "k:int4/int8", "int4/int8+", "k:/v:int2",
+             "k:int4/k:int8", "w4", ":int4/v:int4"]
+)  # fmt: skip
+def test_no_option_is_written_otherwise(text: str) -> None:
+    with pytest.raises(ValueError, match=r"no option is written '.*'; write weight/activation"):
+        mp.Option.parse(text)
+
+
+def test_an_option_names_its_formats_and_says_what_it_lacks() -> None:
+    option = mp.Option.parse("int4g128/int8")
+    assert (option.weight.bits, option.weight.group, option.activation.bits) == (4, 128, 8)
+    with pytest.raises(ValueError, match="option 'k:int4/v:int4' names no weight format; write"):
+        _ = mp.Option.parse("k:int4/v:int4").weight
+    with pytest.raises(ValueError, match="option 'Q4_K_M' names no activation format"):
+        _ = mp.Option.read("Q4_K_M").activation
+
+
+@given(st.text(max_size=30))
+def test_any_label_is_read_and_written_again(label: str) -> None:
+    option = mp.Option.read(label)
+    assert mp.Option.read(str(option)) == option
+    if option.label is not None:
+        assert str(option) == label
+
+
+def test_options_are_named_once_and_at_least_one() -> None:
+    assert [str(o) for o in mp.options("w4a8", mp.Option.parse("w8a8"))] == [
+        "int4/int8",
+        "int8/int8",
+    ]
+    with pytest.raises(
+        ValueError, match="option 'int4/int8' is named twice; name each option once"
+    ):
+        mp.options("w4a8", "int4/int8")
+    with pytest.raises(ValueError, match="no option given; name at least one, such as int4/int8"):
+        mp.options()
