@@ -161,6 +161,7 @@ def _search(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--no-verify", action="store_true", help="predict only")
     verb.add_argument("--save-problem", metavar="FILE", help="for another budget without the model")
     verb.add_argument("--report", metavar="FILE", help="write an HTML page")
+    verb.add_argument("--picture", metavar="FILE", help="write the frontier as SVG")
     _output(verb, "the allocation")
 
 

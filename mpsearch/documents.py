@@ -27,7 +27,7 @@ def schema(node: Node, wanted: str) -> Node:
     """The node, once its ``schema`` is the wanted one."""
     members = node.members()
     found = members["schema"].value if "schema" in members else None
-    if found != wanted:
+    if not isinstance(found, str) or found != wanted:
         raise BadDocument(f"{node.place}: has schema {found!r}; this reads {wanted!r}")
     return node
 
@@ -225,8 +225,12 @@ def save_table(table: Cost, path: str | Path) -> None:
 
 def load_table(path: str | Path) -> Cost:
     """Read what :func:`save_table` wrote; ``BadDocument`` names what is wrong, and where."""
-    node = schema(read(path), TABLE)
-    members = node.object("schema layers options unit", _NUMBERS)
+    return read_table(read(path))
+
+
+def read_table(node: Node) -> Cost:
+    """The table or stages a document states."""
+    members = schema(node, TABLE).object("schema layers options unit", _NUMBERS)
     inner = {key: value.value for key, value in members.items() if key in _NUMBERS.split()}
     name = members["name"].text() if "name" in members else "loss"
     return _valid(node, lambda: _cost(Node(inner, node.place), name, _names(members)))

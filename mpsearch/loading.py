@@ -42,12 +42,11 @@ def _python_file(path: Path) -> Task:
     sys.path.insert(0, str(path.resolve().parent))
     try:
         spec.loader.exec_module(module)
-        make = getattr(module, "task", None)
-        if not callable(make):
+        if not hasattr(module, "task"):
             raise LookupError(
                 f"{str(path)!r} defines no task(); write: def task() -> mpsearch.Task"
             )
-        made = make()
+        made = module.task()
     finally:
         sys.path.remove(str(path.resolve().parent))
     if not isinstance(made, Task):
@@ -68,7 +67,7 @@ def _hugging_face(name: str, text: str | Path | None, length: int = 128, windows
 
     content = Path(text).read_text(errors="replace")
     tokenizer: Any = AutoTokenizer.from_pretrained(name)
-    model: Any = AutoModelForCausalLM.from_pretrained(name, torch_dtype=torch.float32).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
     ids = torch.tensor(tokenizer(content)["input_ids"])
     count = min(len(ids) // length, 2 * windows)
     if count < 2:
@@ -81,4 +80,4 @@ def _hugging_face(name: str, text: str | Path | None, length: int = 128, windows
     batches, heldout = (
         [{"input_ids": part} for part in side.split(8)] for side in (rows[:half], rows[half:])
     )
-    return Task(model, batches, heldout)
+    return Task(model.eval(), batches, heldout)

@@ -79,11 +79,9 @@ def cost(network: Network, options: Sequence[Option], model: str | HardwareModel
             f"model {model!r} gives costs {', '.join(found)}; take one of mpsearch.costs(...)"
         )
     (table,) = found.values()
-    if not isinstance(table, Table):
-        raise LookupError(
-            f"model {model!r} gives stages, no table; take it from mpsearch.costs(...)"
-        )
-    return table
+    if isinstance(table, Table):
+        return table
+    raise LookupError(f"model {model!r} gives stages, no table; take it from mpsearch.costs(...)")
 
 
 def solve(

@@ -227,7 +227,7 @@ class Problem:
         allowed = np.ones((groups.max() + 1, len(self.loss.options)), bool)
         np.logical_and.at(allowed, groups, self._mask())
         for group in np.flatnonzero(~allowed.any(axis=1))[:1]:
-            tied = ", ".join(repr(names[row]) for row in np.flatnonzero(groups == group))
+            tied = ", ".join(repr(names[int(row)]) for row in np.flatnonzero(groups == group))
             raise ValueError(f"tables and ties leave no option to layer {tied}; allow it one")
 
     @property

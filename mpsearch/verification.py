@@ -133,20 +133,21 @@ def verify(
     task: Task,
     allocation: Allocation,
     *,
-    uniform: Sequence[Option] = (),
+    others: Mapping[str, Mapping[str, Option]] | None = None,
     verifier: Verifier | None = None,
     sweep: Sweep | None = None,
 ) -> Allocation:
     """The allocation with measured figures beside the predicted ones, and those of its baselines.
 
-    Every option in ``uniform`` is measured too, everywhere. Where a baseline within the budgets is
-    measured better than the mix, that baseline is returned and ``provenance["guard"]`` says so.
+    ``others`` are further allocations to measure, by name, each an option for every layer. Where a
+    baseline within the budgets is measured better than the mix, that baseline is returned and
+    ``provenance["guard"]`` says so.
     """
     check = Verifier.of(task, allocation.recipe) if verifier is None else verifier
     runs: dict[str, Mapping[str, Option]] = {"allocation": allocation.layers}
     simple = {"uniform": allocation.uniform, "template": allocation.template}
     runs |= {kind: b.layers for kind, b in simple.items() if b is not None}
-    runs |= {f"uniform {o}": dict.fromkeys(allocation.layers, o) for o in uniform}
+    runs |= others or {}
     found = {
         kind: check(by_module(runs[kind], allocation.modules))
         for kind in (sweep or Sweep()).steps("verify", list(runs))

@@ -16,7 +16,7 @@ from mpsearch.network import Network
 from mpsearch.quant.recipe import Recipe
 from mpsearch.sensitivity.traces import Method, Traces
 from mpsearch.sensitivity.weight_error import squared_errors
-from mpsearch.sensitivity.weights import allowed, stored
+from mpsearch.sensitivity.weights import stored
 from mpsearch.sweep import Sweep
 from mpsearch.tables import Floats, Table
 from mpsearch.task import Task
@@ -84,7 +84,7 @@ class HessianTrace:
             np.array([row.mean(axis=0) for row in rows]),
             f"mean trace x squared weight error, {how}",
             stderr=None if deviation is None else np.array(deviation),
-            allowed=allowed(network, options),
+            allowed=network.mask(options),
         )
 
     def _traces(self, traces: Traces, sweep: Sweep) -> tuple[Floats, str]:

@@ -54,7 +54,7 @@ class Curvature:
                 )
             if not torch.isfinite(value).all():
                 raise ValueError(
-                    f"the loss of the float model is {float(value)}; wanted a finite number"
+                    f"the loss of the float model is {value.item()}; wanted a finite number"
                 )
             slopes = torch.autograd.grad(
                 value.sum(), weights, create_graph=True, allow_unused=True, materialize_grads=True

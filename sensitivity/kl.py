@@ -20,7 +20,6 @@ from mpsearch.formats import Option
 from mpsearch.network import Network
 from mpsearch.quant.bench import Bench
 from mpsearch.quant.recipe import Recipe
-from mpsearch.sensitivity.weights import allowed
 from mpsearch.sweep import Sweep, Unit
 from mpsearch.tables import Table
 from mpsearch.task import Task
@@ -58,7 +57,7 @@ class KL:
         names = [name for modules in members.values() for name in modules]
         scores = _Scores(task, Bench(task.model, task.batches, names, recipe))
         named = {str(option): option for option in options}
-        mask = allowed(network, options)
+        mask = network.mask(options)
         units: list[Unit] = [
             (list(members)[row], list(named)[column]) for row, column in np.argwhere(mask)
         ]
@@ -160,7 +159,7 @@ class _Scores:
 
 def _number(value: Any) -> float:
     try:
-        return float(value)
+        return float(value.detach() if isinstance(value, Tensor) else value)
     except (TypeError, ValueError, RuntimeError):
         shape = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
         raise ValueError(

@@ -9,7 +9,7 @@ from mpsearch.formats import Option
 from mpsearch.network import Network
 from mpsearch.quant.bench import changes
 from mpsearch.quant.recipe import Recipe
-from mpsearch.sensitivity.weights import Stored, allowed, squared_error, stored
+from mpsearch.sensitivity.weights import Stored, squared_error, stored
 from mpsearch.sweep import Sweep, Unit
 from mpsearch.tables import Floats, Table
 from mpsearch.task import Task
@@ -45,7 +45,7 @@ class WeightError:
             ]
             values /= np.array([[norm or 1.0] for norm in norms])
         unit = "relative squared weight error" if self.relative else "squared weight error"
-        mask = allowed(network, options)
+        mask = network.mask(options)
         return Table(network.layers, tuple(options), values, unit, allowed=mask)
 
 

@@ -1,16 +1,13 @@
-"""What estimators share: the weights each layer stores, and the options it may take."""
+"""What estimators share: the weights each layer stores, and their errors once rounded."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from torch import Tensor, nn
 
 from mpsearch.formats import Option
 from mpsearch.network import Network
 from mpsearch.quant.integers import encode
 from mpsearch.quant.recipe import Recipe
-from mpsearch.tables import Mask
 from mpsearch.tracing import module_weight, output_first, sites
 
 
@@ -52,11 +49,3 @@ def squared_error(one: Stored, option: Option, recipe: Recipe) -> float:
     except ValueError as error:
         raise ValueError(f"layer {one.name!r}: {error}") from None
     return float((rounded.double() - first.double()).square().sum())
-
-
-def allowed(network: Network, options: Sequence[Option]) -> Mask:
-    """(L, K) whether a layer may take an option: true but where it is pinned to others."""
-    names = [str(option) for option in options]
-    return np.array(
-        [[n in network.allowed.get(layer.name, names) for n in names] for layer in network.layers]
-    )

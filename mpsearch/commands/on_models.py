@@ -1,15 +1,17 @@
 """The commands that run a model: search, sensitivity, cost, verify."""
 
 import re
+import shlex
+import sys
 import time
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 from mpsearch import pipeline, registry
-from mpsearch.allocation import Allocation, Frontier
+from mpsearch.allocation import Allocation, Frontier, named
 from mpsearch.batches import checked
 from mpsearch.commands.said import (
     Said,
@@ -23,7 +25,6 @@ from mpsearch.commands.said import (
     writable,
 )
 from mpsearch.documents import TABLE, cost_document, save_problem, save_table
-from mpsearch.formats import Option
 from mpsearch.loading import load_task
 from mpsearch.network import Network
 from mpsearch.problem import Problem
@@ -31,6 +32,7 @@ from mpsearch.quant.recipe import Recipe
 from mpsearch.reading import write_bytes
 from mpsearch.report.data import Report, Run
 from mpsearch.report.page import page
+from mpsearch.report.picture import frontier_svg
 from mpsearch.report.text import allocation_table, runs_table, table
 from mpsearch.sweep import Folder, Sweep
 from mpsearch.tables import Table
@@ -42,21 +44,36 @@ from mpsearch.verification import verify as measure
 
 def search(arguments: Namespace) -> Said:
     """Find an allocation within budgets, and run it for real."""
-    for path in (arguments.output, arguments.report, arguments.save_problem):
+    for path in _files(arguments):
         writable(path)
     if arguments.device:
         registry.load("devices", arguments.device)
-    task = load_task(arguments.task, text=arguments.text)
-    return _search(task, arguments, _options(arguments), pairs(arguments.budget, "NAME=VALUE"))
-
-
-def _search(
-    task: Task, arguments: Namespace, options: Sequence[Option], budgets: Mapping[str, str]
-) -> Said:
+    budgets = pairs(arguments.budget, "NAME=VALUE")
     clock = [time.perf_counter()]
-    found = pipeline.search(
+    task = load_task(arguments.task, text=arguments.text)
+    found = _found(task, arguments, budgets)
+    clock.append(time.perf_counter())
+    along = next(iter(budgets), found.problem.costs[0].name)
+    sweep = _sweep(arguments)
+    front = pipeline.frontier(found.problem, along, points=arguments.points, sweep=sweep)
+    front = replace(front, recipe=found.allocation.recipe, provenance=found.allocation.provenance)
+    clock.append(time.perf_counter())
+    answer = found.allocation
+    points: tuple[Run, ...] = ()
+    if task.heldout and not arguments.no_verify:
+        answer, points = _verified(task, found, front, along, arguments)
+    clock.append(time.perf_counter())
+    steps = ("search took", "frontier took", "verification took")
+    facts = {s: f"{b - a:.1f} s" for s, (a, b) in zip(steps, pairwise(clock), strict=True)}
+    facts = {"command": shlex.join(["mpsearch", *sys.argv[1:]])} | facts
+    report = _report(arguments.task, found.problem, answer, front, along, points, facts)
+    return _written(report, found, arguments)
+
+
+def _found(task: Task, arguments: Namespace, budgets: Mapping[str, str]) -> pipeline.Search:
+    return pipeline.search(
         task,
-        options,
+        split_options(arguments.options),
         budgets,
         method=arguments.method,
         models=arguments.model or ("size", "bitops"),
@@ -67,34 +84,25 @@ def _search(
         seed=arguments.seed,
         sweep=_sweep(arguments),
     )
-    clock.append(time.perf_counter())
-    provenance = dict(found.allocation.provenance) | {"recipe": found.recipe.document()}
+
+
+def _files(arguments: Namespace) -> tuple[str | None, ...]:
+    return arguments.output, arguments.report, arguments.picture, arguments.save_problem
+
+
+def _written(report: Report, found: pipeline.Search, arguments: Namespace) -> Said:
+    """Write what was asked for, and say it."""
+    answer = report.allocation
     if arguments.save_problem:
+        provenance = {**found.allocation.provenance, "recipe": found.recipe.document()}
         save_problem(found.problem, arguments.save_problem, provenance)
-    along = next(iter(budgets), found.problem.costs[0].name)
-    front = replace(
-        pipeline.frontier(found.problem, along, points=arguments.points, sweep=_sweep(arguments)),
-        recipe=found.recipe.document(),
-        provenance=found.allocation.provenance,
-    )
-    clock.append(time.perf_counter())
-    answer, points = found.allocation, ()
-    if task.heldout and not arguments.no_verify:
-        answer, points = _verified(task, found, front, along, arguments)
-    clock.append(time.perf_counter())
-    seconds = [f"{b - a:.1f} s" for a, b in pairwise(clock)]
-    facts = {
-        "task": arguments.task,
-        "estimator": str(arguments.method),
-        "seed": str(arguments.seed),
-    }
-    facts |= dict(zip(("search took", "frontier took", "verification took"), seconds, strict=True))
-    report = _report(arguments.task, found.problem, answer, front, along, points, facts)
     if arguments.output:
         answer.save(arguments.output)
     if arguments.report:
         write_bytes(arguments.report, page(report).encode())
-    wrote = [f"wrote {path}" for path in (arguments.output, arguments.report) if path]
+    if arguments.picture:
+        write_bytes(arguments.picture, frontier_svg(report).encode())
+    wrote = [f"wrote {path}" for path in _files(arguments) if path]
     prose = [allocation_table(answer), runs_table(report), "\n".join([verdict(answer), *wrote])]
     return Said(answer.document(), "\n\n".join(prose))
 
@@ -103,10 +111,11 @@ def _verified(
     task: Task, found: pipeline.Search, front: Frontier, along: str, arguments: Namespace
 ) -> tuple[Allocation, tuple[Run, ...]]:
     """The allocation measured, beside every uniform option and some points of the frontier."""
-    sweep, loss = _sweep(arguments), found.problem.loss
+    sweep, problem = _sweep(arguments), found.problem
     verifier = Verifier.of(task, found.recipe)
-    uniform = [o for o in loss.options if loss.uniform(o) is not None]
-    answer = measure(task, found.allocation, uniform=uniform, verifier=verifier, sweep=sweep)
+    choices = {f"uniform {o}": problem.loss.uniform(o) for o in problem.loss.options}
+    others = {name: named(problem, choice) for name, choice in choices.items() if choice}
+    answer = measure(task, found.allocation, others=others, verifier=verifier, sweep=sweep)
     spread = min(arguments.measure, len(front))
     chosen = sorted({round(i * (len(front) - 1) / max(spread - 1, 1)) for i in range(spread)})
     measured = verify_frontier(front, chosen, verifier, sweep)
@@ -155,7 +164,7 @@ def sensitivity(arguments: Namespace) -> Said:
     task = load_task(arguments.task, text=arguments.text)
     made = pipeline.estimate(
         task,
-        _options(arguments),
+        split_options(arguments.options),
         arguments.method,
         network=_network(task, arguments),
         recipe=_recipe(arguments),
@@ -169,7 +178,9 @@ def cost(arguments: Namespace) -> Said:
     """Write the table of a hardware cost."""
     writable(arguments.output)
     task = load_task(arguments.task, text=arguments.text)
-    made = pipeline.cost(_network(task, arguments), _options(arguments), arguments.model)
+    made = pipeline.cost(
+        _network(task, arguments), split_options(arguments.options), arguments.model
+    )
     return _saved_table(made, arguments.output)
 
 
@@ -191,36 +202,30 @@ def verify(arguments: Namespace) -> Said:
     writable(arguments.output)
     answer = Allocation.load(arguments.allocation)
     task = load_task(arguments.task, text=arguments.text)
-    uniform = split_options(arguments.uniform) if arguments.uniform else ()
-    answer = measure(task, answer, uniform=uniform, sweep=progress())
+    options = split_options(arguments.uniform) if arguments.uniform else ()
+    others = {f"uniform {o}": dict.fromkeys(answer, o) for o in options}
+    answer = measure(task, answer, others=others, sweep=progress())
     if arguments.output:
         answer.save(arguments.output)
     measured = dict(answer.measured or {})
-    rows = [["this allocation", answer.loss, measured]]
+    runs: dict[str, Any] = {"this allocation": measured, **measured.get("baselines", {})}
+    predicted = {"this allocation": answer.loss}
     simple = {"uniform": answer.uniform, "template": answer.template}
-    for name, was in measured.get("baselines", {}).items():
-        baseline = simple.get(name)
-        rows.append([name, baseline.loss if baseline else None, was])
-    lines = [
-        [name, "" if loss is None else f"{loss:.6g}", *figures(was)] for name, loss, was in rows
+    predicted |= {name: baseline.loss for name, baseline in simple.items() if baseline}
+    rows = [
+        [name, f"{predicted[name]:.6g}" if name in predicted else "", *figures(was)]
+        for name, was in runs.items()
     ]
-    return Said(
-        answer.document(), table(["network", "predicted", "measured", "+-", "metrics"], lines)
-    )
-
-
-def _options(arguments: Namespace) -> tuple[Option, ...]:
-    return split_options(arguments.options)
+    heads = ["network", "predicted", "measured", "+-", "metrics"]
+    return Said(answer.document(), table(heads, rows) + "\n\n" + verdict(answer))
 
 
 def _recipe(arguments: Namespace) -> Recipe:
-    recipe = Recipe()
-    if arguments.ranges:
-        recipe = replace(recipe, ranges=arguments.ranges)
+    given = {"ranges": arguments.ranges, "samples": arguments.samples}
     if arguments.corrections is not None:
-        names = [n for n in re.split(r"[,\s]+", arguments.corrections) if n not in ("", "none")]
-        recipe = replace(recipe, corrections=tuple(names))
-    return recipe if arguments.samples is None else replace(recipe, samples=arguments.samples)
+        names = re.split(r"[,\s]+", arguments.corrections)
+        given["corrections"] = [name for name in names if name not in ("", "none")]
+    return Recipe.read({key: value for key, value in given.items() if value is not None})
 
 
 def _sweep(arguments: Namespace) -> Sweep:
