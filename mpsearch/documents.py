@@ -4,7 +4,7 @@ Writing then reading gives the same numbers back, to the last bit.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -141,29 +141,25 @@ def _table(
     reference: float | None,
 ) -> Table:
     shape = (len(names.layers), len(names.options))
-    values = members["values"].matrix(*shape, masked=True)
-    allowed = ~np.isnan(values)
+    values, allowed = members["values"].matrix(*shape)
     if not allowed.any(axis=1).all():
         row = int((~allowed.any(axis=1)).argmax())
         raise BadDocument(
             f"{members['values'].place}[{row}]: masks every option of layer"
             f" {names.layers[row].name!r}; leave it one"
         )
-    known = np.where(allowed, values, 0)
-    whole = _whole(members["values"], known)
     stderr = None
     if "stderr" in members and not members["stderr"].none():
-        stderr = members["stderr"].matrix(*shape, masked=True)
+        stderr = members["stderr"].matrix(*shape)[0].astype(np.float64)
         if (stderr < 0).any():
             raise BadDocument(f"{members['stderr'].place}: holds a negative number; wanted none")
-        stderr = np.where(np.isnan(stderr), 0, stderr).astype(np.float64)
     reduce = "sum"
     if "reduce" in members:
         reduce = ("sum", "max")[members["reduce"].one_of({"sum": 0, "max": 1}, "reduction")]
     return Table(
         names.layers,
         names.options,
-        known.astype(np.int64) if whole else known,
+        values,
         unit,
         name,
         stderr,
@@ -172,15 +168,6 @@ def _table(
         reference,
         reduce,  # type: ignore[arg-type]
     )
-
-
-def _whole(node: Node, known: np.ndarray[Any, Any]) -> bool:
-    """Whether every number was written as an integer (masked ones aside)."""
-    if isinstance(node.value, np.ndarray):
-        return known.dtype == np.int64 or bool(
-            (known == np.round(known)).all() and np.isnan(node.value).any()
-        )
-    return all(isinstance(n, int) for row in node.value for n in row if n is not None)
 
 
 def cost_document(cost: Cost) -> dict[str, Any]:
@@ -342,18 +329,7 @@ def _allowed(loss: Table, node: Node | None, names: _Names) -> Table:
         mask[row] &= keep
         if not mask[row].any():
             raise BadDocument(f"{options.place}: layer {layer!r} may take no option; allow it one")
-    values = np.where(mask, loss.values, 0)
-    return Table(
-        loss.layers,
-        loss.options,
-        values,
-        loss.unit,
-        loss.name,
-        loss.stderr,
-        mask,
-        loss.fixed,
-        loss.reference,
-    )
+    return replace(loss, values=np.where(mask, loss.values, 0), allowed=mask)
 
 
 def _budgets(node: Node | None, costs: Mapping[str, Cost]) -> list[Budget]:

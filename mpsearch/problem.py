@@ -206,11 +206,15 @@ class Problem:
     def _check_indices(self) -> None:
         rows, columns = self.loss.values.shape
         terms = [(f"constraint {c.name!r}", term) for c in self.constraints for term in c.terms]
+        seen: set[frozenset[tuple[int, int]]] = set()
         for i in self.interactions:
+            seen.add(frozenset({(i.first, i.first_option), (i.second, i.second_option)}))
             terms.append(("an interaction", (i.first, i.first_option, i.loss)))
             terms.append(("an interaction", (i.second, i.second_option, i.loss)))
             if i.first == i.second:
                 raise ValueError(f"an interaction names layer {i.first} twice; a pair is of two")
+        if len(seen) < len(self.interactions):
+            raise ValueError("a pair of interacting options stands twice; give each pair once")
         terms += [("a tie", (row, 0, 0)) for tie in self.ties for row in tie]
         for what, (row, column, number) in terms:
             if not (0 <= row < rows and 0 <= column < columns):

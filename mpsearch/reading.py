@@ -101,39 +101,41 @@ class Node:
         """Whether it is null."""
         return self.value is None
 
-    def matrix(self, rows: int, columns: int, *, masked: bool) -> np.ndarray[Any, Any]:
-        """(rows, columns) numbers, NaN where masked by null; int64 where all are integers."""
-        if isinstance(self.value, np.ndarray):
-            return self._array(rows, columns, masked=masked)
-        numbers = [
-            [
-                math.nan if masked and cell.none() else cell.number()
-                for cell in row.items(exactly=columns)
-            ]
-            for row in self.items(exactly=rows)
-        ]
-        flat = [n for row in numbers for n in row]
-        whole = all(isinstance(n, int) for n in flat)
-        return np.array(numbers, dtype=np.int64 if whole else np.float64).reshape(rows, columns)
+    def matrix(self, rows: int, columns: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """(rows, columns) numbers, 0 where null, and a mask that is false there.
 
-    def _array(self, rows: int, columns: int, *, masked: bool) -> np.ndarray[Any, Any]:
+        The numbers are int64 where all are written as integers, else float64. In an array NaN
+        stands for null; beside it whole numbers are integers.
+        """
+        if isinstance(self.value, np.ndarray):
+            return self._array(rows, columns)
+        cells = [row.items(exactly=columns) for row in self.items(exactly=rows)]
+        mask = np.array([[not cell.none() for cell in row] for row in cells])
+        numbers = [[0 if cell.none() else cell.number() for cell in row] for row in cells]
+        whole = all(isinstance(number, int) for row in numbers for number in row)
+        return np.array(numbers, dtype=np.int64 if whole else np.float64), mask
+
+    def _array(self, rows: int, columns: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         array = self.value
         if array.shape != (rows, columns) or array.dtype.kind not in "iuf":
             raise BadDocument(
                 f"{self.place}: got an array of shape {array.shape} and type {array.dtype};"
                 f" wanted numbers of shape {(rows, columns)}"
             )
-        whole = array.dtype.kind in "iu"
-        if array.dtype.kind == "u" and array.size and int(array.max()) >= 1 << 63:
+        if array.dtype.kind == "u" and int(array.max()) >= 1 << 63:
             raise BadDocument(f"{self.place}: holds a number of 2^63 or more; wanted less")
-        array = array.astype(np.int64 if whole else np.float64)
-        bad = ~np.isfinite(array) if not masked else np.isinf(array)
-        if bad.any():
-            row, column = np.argwhere(bad)[0]
+        if array.dtype.kind in "iu":
+            return array.astype(np.int64), np.ones(array.shape, bool)
+        if np.isinf(array).any():
+            row, column = np.argwhere(np.isinf(array))[0]
             raise BadDocument(
                 f"{self.place}[{row}][{column}]: got {array[row, column]}; wanted a finite number"
             )
-        return np.asarray(array)
+        mask = ~np.isnan(array)
+        numbers = np.where(mask, array, 0).astype(np.float64)
+        small = (numbers == np.round(numbers)) & (np.abs(numbers) < 2.0**53)
+        whole = bool(small.all() and not mask.all())
+        return numbers.astype(np.int64) if whole else numbers, mask
 
 
 def _short(value: Any) -> str:

@@ -85,7 +85,7 @@ class GaussNewton:
     """
 
     model: nn.Module
-    weights: Sequence[nn.Parameter]
+    weights: Sequence[Tensor]
     groups: int | None = None
     together: bool = True
 
@@ -113,7 +113,7 @@ class GaussNewton:
         return total
 
 
-def separable(model: nn.Module, batch: Any, weights: Sequence[nn.Parameter]) -> bool:
+def separable(model: nn.Module, batch: Any, weights: Sequence[Tensor]) -> bool:
     """Whether samples that go through the model together give the norms they give one by one.
 
     They do not where samples do not lie one after another along the first axis of what each layer
@@ -150,7 +150,7 @@ def norms_by_uses(output: Tensor, uses: Uses, block: Sequence[Tensor], count: in
     return norms
 
 
-def norms_by_autograd(output: Tensor, weights: Sequence[nn.Parameter], s: Tensor) -> Tensor:
+def norms_by_autograd(output: Tensor, weights: Sequence[Tensor], s: Tensor) -> Tensor:
     """(W,) squared norms of the weights' gradients."""
     gradients = _gradients(output, weights, s)
     squares = [0.0 if g is None else float(g.double().square().sum()) for g in gradients]
@@ -162,7 +162,7 @@ def _gradients(output: Tensor, inputs: Sequence[Any], s: Tensor) -> tuple[Tensor
     return torch.autograd.grad(output, inputs, s, retain_graph=True, allow_unused=True)
 
 
-def run(model: nn.Module, batch: Any, weights: Sequence[nn.Parameter]) -> tuple[Tensor, Uses]:
+def run(model: nn.Module, batch: Any, weights: Sequence[Tensor]) -> tuple[Tensor, Uses]:
     """The output, with its graph, and what it used the weights for.
 
     Raises:

@@ -32,13 +32,11 @@ class Curvature:
         slopes: Its gradient in each of them, with the graph it came from.
     """
 
-    weights: tuple[nn.Parameter, ...]
+    weights: tuple[Tensor, ...]
     slopes: tuple[Tensor, ...]
 
     @classmethod
-    def of(
-        cls, model: nn.Module, weights: Sequence[nn.Parameter], batch: Any, loss: Loss
-    ) -> "Curvature":
+    def of(cls, model: nn.Module, weights: Sequence[Tensor], batch: Any, loss: Loss) -> "Curvature":
         """Run the model and differentiate the loss once.
 
         Raises:

@@ -48,7 +48,7 @@ class Traces:
     task: Task
     network: Network
     model: nn.Module
-    weights: tuple[nn.Parameter, ...]
+    weights: tuple[Tensor, ...]
 
     @classmethod
     def of(cls, task: Task, network: Network) -> "Traces":

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -112,7 +112,7 @@ class Uses(TorchFunctionMode):
         found: For each weight its uses.
     """
 
-    def __init__(self, weights: Sequence[nn.Parameter]) -> None:
+    def __init__(self, weights: Sequence[Tensor]) -> None:
         super().__init__()
         self.found: tuple[list[Use], ...] = tuple([] for _ in weights)
         self._uses = {id(w): uses for w, uses in zip(weights, self.found, strict=True)}

@@ -11,8 +11,8 @@ import pytest
 import mpsearch as mp
 
 
-@pytest.mark.parametrize("network", ["language", "digits"])
-def test_the_demo_finds_proves_and_verifies(network: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("network", "hurt"), [("language", 0.01), ("digits", 0.001)])
+def test_the_demo_finds_proves_and_verifies(network: str, hurt: float, tmp_path: Path) -> None:
     started = time.perf_counter()
     done = subprocess.run(
         [
@@ -37,7 +37,7 @@ def test_the_demo_finds_proves_and_verifies(network: str, tmp_path: Path) -> Non
     assert best.cost["size"] <= best.figures["size"].limit
     assert best.measured is not None
     assert best.measured["kl"] <= best.measured["baselines"]["uniform int4/int8"]["kl"]
-    assert best.measured["baselines"]["uniform int4/int8"]["kl"] > 0.01
+    assert best.measured["baselines"]["uniform int4/int8"]["kl"] > hurt
     assert "uniform int4/int8" in done.stdout
     assert "point" in done.stdout
     page = (tmp_path / "report.html").read_text()

@@ -233,6 +233,9 @@ BAD: dict[str, dict[str, Any]] = {
         "interactions": (Interaction(0, 0, 0, 1, 1.0),)
     },
     "an interaction has the number inf": {"interactions": (Interaction(0, 0, 1, 1, math.inf),)},
+    "a pair of interacting options stands twice; give each pair once": {
+        "interactions": (Interaction(0, 0, 1, 1, 1.0), Interaction(1, 1, 0, 0, 2.0))
+    },
     "a tie names layer -1, option 0": {"ties": ((0, -1),)},
 }
 

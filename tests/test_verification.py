@@ -32,9 +32,9 @@ def task(model: nn.Module | None = None, **more: Any) -> mp.Task:
     )
 
 
-def allocation(the_task: mp.Task, *bits: int, uniform: int = 8) -> mp.Allocation:
+def allocation(*bits: int, uniform: int = 8) -> mp.Allocation:
     names = ("0", "2", "4")
-    options = dict(zip((2, 4, 8), OPTIONS, strict=True))
+    options: dict[int, mp.Option] = dict(zip((2, 4, 8), OPTIONS, strict=True))
     return mp.Allocation(
         dict(zip(names, (options[b] for b in bits), strict=True)),
         {n: (n,) for n in names},
@@ -49,7 +49,7 @@ def allocation(the_task: mp.Task, *bits: int, uniform: int = 8) -> mp.Allocation
 
 def test_what_is_measured_is_what_the_quantized_network_gives() -> None:
     the_task = task()
-    best = mp.verify(the_task, allocation(the_task, 8, 8, 8, uniform=2))
+    best = mp.verify(the_task, allocation(8, 8, 8, uniform=2))
     model = mp.quantize(the_task.model, best, the_task.batches)
     log_p = torch.cat([the_task.model(x) for x in the_task.heldout]).double().log_softmax(1)
     log_q = torch.cat([model(x) for x in the_task.heldout]).double().log_softmax(1)
@@ -66,7 +66,7 @@ def test_the_float_network_measured_against_itself_loses_nothing() -> None:
     the_task = task()
     names = ("0", "2", "4")
     free = mp.options("fp32/fp32")[0]
-    best = replace(allocation(the_task, 8, 8, 8), layers=dict.fromkeys(names, free), uniform=None)
+    best = replace(allocation(8, 8, 8), layers=dict.fromkeys(names, free), uniform=None)
     measured = mp.verify(the_task, best).measured
     assert measured is not None
     assert measured["kl"] == 0
@@ -75,7 +75,7 @@ def test_the_float_network_measured_against_itself_loses_nothing() -> None:
 
 def test_a_baseline_measured_better_is_returned_and_said() -> None:
     the_task = task()
-    best = mp.verify(the_task, allocation(the_task, 2, 2, 2, uniform=8))
+    best = mp.verify(the_task, allocation(2, 2, 2, uniform=8))
     assert {str(o) for o in best.values()} == {"int8/int8"}
     assert "uniform int8/int8 is measured better" in best.provenance["guard"]
     assert best.loss == 0.2
@@ -89,7 +89,7 @@ def test_the_task_s_metrics_stand_beside_float_s() -> None:
         return {"mean": model(torch.ones(1, 12)).mean().item()}
 
     the_task = task(evaluate=evaluate)
-    measured = mp.verify(the_task, allocation(the_task, 8, 8, 8)).measured
+    measured = mp.verify(the_task, allocation(8, 8, 8)).measured
     assert measured is not None
     assert measured["metrics"]["mean"] == pytest.approx(
         measured["float"]["metrics"]["mean"], abs=0.1
@@ -113,7 +113,7 @@ def test_points_of_a_frontier_are_measured_by_index() -> None:
 def test_held_out_data_is_needed(heldout: list[Tensor], message: str) -> None:
     the_task = replace(task(), heldout=heldout)
     with pytest.raises(ValueError, match=message):
-        mp.verify(the_task, allocation(the_task, 8, 8, 8))
+        mp.verify(the_task, allocation(8, 8, 8))
 
 
 def test_the_model_and_its_modes_are_left_as_they_were() -> None:
@@ -125,7 +125,7 @@ def test_the_model_and_its_modes_are_left_as_they_were() -> None:
 
     the_task = task(model, evaluate=fails)
     with pytest.raises(RuntimeError, match="midway"):
-        mp.verify(the_task, allocation(the_task, 2, 4, 8))
+        mp.verify(the_task, allocation(2, 4, 8))
     assert all(module.training for module in model.modules())
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())

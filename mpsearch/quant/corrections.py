@@ -119,14 +119,18 @@ def float_moments(
             stack.callback(module.register_forward_pre_hook(called).remove)
         for module in norms_of(model):
             stack.callback(module.register_forward_pre_hook(norm).remove)
-        weights = {id(module.weight): name for name, module in layers.items()}
-        stack.enter_context(_Outputs(weights, seen))
+        stack.enter_context(_Outputs(_biased(layers), seen))
         run()
     return Moments(
         {module: found for module, found in norms.items() if module not in again},
         {name: mean for name, mean in means.items() if name not in again},
         order,
     )
+
+
+def _biased(layers: Mapping[str, nn.Module]) -> dict[int, str]:
+    """The layers that a bias can correct, by weight: not the table a head shares."""
+    return {id(m.weight): n for n, m in layers.items() if not isinstance(m, nn.Embedding)}
 
 
 @contextmanager
@@ -151,7 +155,7 @@ def correcting(moments: Moments, layers: Mapping[str, nn.Module]) -> Iterator[No
         for module in moments.norms:
             if moments.order[module] >= start:
                 stack.callback(module.register_forward_pre_hook(norm).remove)
-        weights = {id(m.weight): name for name, m in layers.items() if name in moments.means}
+        weights = {weight: n for weight, n in _biased(layers).items() if n in moments.means}
         stack.enter_context(_Outputs(weights, seen))
         yield
     for name, error in found.items():

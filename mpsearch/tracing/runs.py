@@ -49,7 +49,7 @@ def check_deterministic(model: nn.Module, batch: Any) -> None:
         one, other = (tensor_of(answer(model, batch)).clone() for _ in range(2))
     if one.shape != other.shape or not torch.equal(one.nan_to_num(), other.nan_to_num()):
         raise ValueError(
-            "two runs of the model in eval mode on one batch gave different outputs; wanted equal"
-            " ones: switch off what is random, such as functional dropout with its default"
+            "the model is not deterministic: two runs in eval mode on one batch gave different"
+            " outputs; switch off what is random, such as functional dropout with its default"
             " training=True, or seed it inside the model"
         )

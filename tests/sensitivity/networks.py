@@ -1,9 +1,13 @@
 """Small networks, and the Hessian of a loss written down as autograd gives it."""
 
+import importlib.util
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.autograd.functional import hessian
 from torch.func import functional_call
@@ -74,3 +78,19 @@ def _trace(model: nn.Module, name: str, loss: Callable[[Any], Tensor], x: Tensor
 
 def network_of(model: nn.Module, x: Any) -> Network:
     return trace(model, x)
+
+
+def resnet20(shared: Path, count: int) -> tuple[nn.Module, Tensor]:
+    """The trained network and that many normalised CIFAR-10 images."""
+    file = shared / "models/definitions/resnet_cifar.py"
+    spec = importlib.util.spec_from_file_location("resnet_cifar", file)
+    assert spec is not None
+    assert spec.loader is not None
+    definition = importlib.util.module_from_spec(spec)
+    threads = torch.get_num_threads()
+    spec.loader.exec_module(definition)
+    torch.set_num_threads(threads)  # the definition sets it, too
+    model: nn.Module = definition.ResNetCifar(20)
+    model.load_state_dict(load_file(shared / "models/cifar10/weights/resnet20.safetensors"))
+    images: Tensor = definition.prep(np.load(shared / "models/cifar10/calib.npz")["x"][:count])
+    return model.eval(), images

@@ -11,6 +11,7 @@ from torch.autograd.functional import hessian
 from mpsearch.batches import divergence
 from mpsearch.quant.attention import explicit
 from mpsearch.sensitivity.gauss_newton import GaussNewton, columns, run, separable
+from mpsearch.tracing import module_weight
 from tests.quant.networks import mixed, tied
 from tests.sensitivity.networks import curved, kinked, network_of, traces_of
 
@@ -89,7 +90,7 @@ def test_samples_with_several_rows_take_their_mean() -> None:
     torch.testing.assert_close(one, other)
 
 
-def _weights(model: nn.Module) -> list[nn.Parameter]:
+def _weights(model: nn.Module) -> list[Tensor]:
     return [p for p in model.parameters() if p.dim() > 1]
 
 
@@ -102,7 +103,7 @@ def test_traces_are_those_of_the_whole_hessian(
     network = network_of(model, x)
     reference = model(x).detach()
     wanted = traces_of(model, network, lambda out: divergence(reference, out).mean(), x)
-    weights = [model.get_submodule(layer.name).weight for layer in network.layers]
+    weights = [module_weight(model, layer.name) for layer in network.layers]
     assert separable(model, x, weights)
     found = GaussNewton(model, weights, together=together).traces(x, _random())
     assert found.shape == (len(x), len(weights))

@@ -28,7 +28,7 @@ def _autograd(run: Callable[[Tensor], Tensor], weight: Tensor, x: Tensor, s: Ten
     return norms
 
 
-def _by_uses(run: Callable[[Tensor], Tensor], weight: nn.Parameter, x: Tensor, s: Tensor) -> Tensor:
+def _by_uses(run: Callable[[Tensor], Tensor], weight: Tensor, x: Tensor, s: Tensor) -> Tensor:
     with Uses([weight]) as uses:
         output = run(x)
     found = uses.found[0]
@@ -38,7 +38,7 @@ def _by_uses(run: Callable[[Tensor], Tensor], weight: nn.Parameter, x: Tensor, s
     return squared_norms(list(zip(found, zip(*passes, strict=True), strict=True)), SAMPLES)
 
 
-def _check(run: Callable[[Tensor], Tensor], weight: nn.Parameter, x: Tensor) -> None:
+def _check(run: Callable[[Tensor], Tensor], weight: Tensor, x: Tensor) -> None:
     generator = torch.Generator().manual_seed(1)
     s = torch.randn(2, *run(x).shape, generator=generator, dtype=torch.float64)
     wanted = torch.tensor(_autograd(run, weight, x, s), dtype=torch.float64)
@@ -89,7 +89,7 @@ def test_is_what_autograd_gives_one_sample_at_a_time(name: str) -> None:
     torch.manual_seed(0)
     layer = make().double()
     weight = layer.weight
-    assert isinstance(weight, nn.Parameter)
+    assert isinstance(weight, Tensor)
     _check(layer, weight, _input(*shape))
 
 
@@ -118,7 +118,8 @@ def test_a_sample_may_be_several_rows() -> None:
     conv, head = nn.Conv2d(2, 3, 3).double(), nn.Linear(12, 2).double()
 
     def run(frames: Tensor) -> Tensor:  # each sample has four frames
-        return head(conv(frames).flatten(1))
+        out: Tensor = head(conv(frames).flatten(1))
+        return out
 
     _check(run, conv.weight, _input(SAMPLES * 4, 2, 4, 4))
 

@@ -67,6 +67,11 @@ def problems(draw: DrawFn, layers: int = 5, options: int = 4) -> Problem:
         shift = draw(st.sampled_from([0, 0, -1, 1, 0.5, 1e-13]))
         return Budget(cost, cost.total(draw(choices)) + shift)
 
+    pairs: dict[Any, Interaction] = {}
+    for _ in range(draw(st.integers(0, 3)) if rows > 1 else 0):
+        (a, b), i, j = draw(st.permutations(range(rows)))[:2], draw(column), draw(column)
+        size = draw(st.sampled_from([-1.0, 0.3, 1e-9]))
+        pairs[frozenset({(a, i), (b, j)})] = Interaction(a, i, b, j, size)
     ends = st.none() | st.integers(-1, 6)
     return Problem(
         loss,
@@ -76,12 +81,5 @@ def problems(draw: DrawFn, layers: int = 5, options: int = 4) -> Problem:
             Constraint(f"r{i}", draw(terms), draw(ends), draw(ends))
             for i in range(draw(st.integers(0, 2)))
         ),
-        interactions=tuple(
-            Interaction(a, draw(column), b, draw(column), draw(st.sampled_from([-1.0, 0.3, 1e-9])))
-            for a, b in draw(
-                st.lists(st.tuples(row, row).filter(lambda p: p[0] != p[1]), max_size=3)
-            )
-        )
-        if rows > 1
-        else (),
+        interactions=tuple(pairs.values()),
     )
