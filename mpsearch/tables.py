@@ -69,6 +69,8 @@ class Table:
         for what, number in (("fixed", self.fixed), ("reference", self.reference)):
             if number is not None and not abs(number) <= LARGEST:
                 raise ValueError(f"{what} of table {self.name!r} is {number}; give a finite number")
+        if self.stderr is not None:
+            object.__setattr__(self, "stderr", np.where(mask, self.stderr, 0.0))
         object.__setattr__(self, "values", np.where(mask, values, 0))
         object.__setattr__(self, "allowed", mask)
         if np.abs(self.values.astype(np.float64)).max() > LARGEST / len(self.layers):

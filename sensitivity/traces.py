@@ -31,7 +31,12 @@ from mpsearch.tracing import curved
 Method = Literal["auto", "exact", "sampled", "hutchinson"]
 
 _ELEMENTS = 1 << 26  # of activations and gradients that may be in memory at once
-_MIXING = "nonzero masked_select topk sort argsort unique _local_scalar_dense is_nonzero".split()
+
+# Where the values of an example may decide which rows a layer reads, as in a mixture of experts.
+_ROUTING = """
+    _local_scalar_dense _unique2 argsort bincount index index_put is_nonzero masked_scatter
+    masked_select nonzero sort topk unique_dim
+""".split()
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,11 +70,12 @@ class Traces:
         if asked == "hutchinson":
             return asked
         why = self._hindrance()
-        if why and asked != "auto":
+        if asked == "auto":
+            few = self.outputs <= probes
+            return "hutchinson" if why else "exact" if few else "sampled"
+        if why:
             raise ValueError(f"method {asked!r} does not apply: {why}; use 'hutchinson' or 'auto'")
-        if why or asked != "auto":
-            return "hutchinson" if why else asked
-        return "exact" if self.outputs <= probes else "sampled"
+        return asked
 
     def _hindrance(self) -> str:
         """Why the Gauss-Newton matrix is not the Hessian, block by block; empty where it is."""
@@ -153,8 +159,8 @@ class Traces:
 
     def _together(self) -> bool:
         """Whether samples may go through the model together."""
-        mixing = any(op.removeprefix("aten.") in _MIXING for op in self.network.ops)
-        return not mixing and separable(self.model, self.task.batches[0], self.weights)
+        routing = any(op.removeprefix("aten.") in _ROUTING for op in self.network.ops)
+        return not routing and separable(self.model, self.task.batches[0], self.weights)
 
 
 def _own(output: Any, _: Any) -> Tensor:

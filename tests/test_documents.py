@@ -77,7 +77,7 @@ def same(one: Problem, two: Problem) -> bool:
     def plain(problem: Problem) -> Any:
         return json.dumps(problem_document(problem), default=lambda a: [str(a.dtype), a.tolist()])
 
-    return plain(one) == plain(two)
+    return bool(plain(one) == plain(two))
 
 
 @given(problem=problems(4, 3))
@@ -313,8 +313,7 @@ def test_a_path_that_cannot_be_written_is_named_and_nothing_is_left(tmp_path: Pa
 NPZ: list[tuple[dict[str, Any], str]] = [
     ({"schema": np.array(3)}, r"has schema .*; this reads 'mpsearch/problem/1'"),
     ({"schema": np.array([1, 2])}, r"has schema .*; this reads 'mpsearch/problem/1'"),
-    ({"loss.values": np.ones((3, 2))}, r"loss\.values: got an array of shape \(3, 2\) and type float64;"
-     r" wanted numbers of shape \(2, 2\)"),
+    ({"loss.values": np.ones((3, 2))}, r"got an array of shape \(3, 2\) and type float64; wanted numb"),
     ({"loss.values": np.ones((2, 2), complex)}, r"type complex128; wanted numbers"),
     ({"loss.values": np.array([[1, np.inf], [1, 1]])}, r"loss\.values\[0\]\[1\]: got inf; wanted a finite"),
     ({"loss.values": np.full((2, 2), np.nan)}, r"loss\.values\[0\]: masks every option of layer 'a'"),
@@ -383,7 +382,7 @@ def places(value: Any, here: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 READERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "problem": (PROBLEM, lambda document: read_problem(Node(document, "problem"))),
-    "table": (TABLE, lambda document: _table(document)),
+    "table": (TABLE, _table),
 }
 
 

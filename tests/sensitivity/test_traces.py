@@ -152,23 +152,28 @@ def test_products_weigh_batches_by_their_samples() -> None:
 class _Routed(nn.Module):
     """Each sample goes to one of two experts, by the sign of a number."""
 
-    def __init__(self) -> None:
+    def __init__(self, masked: bool) -> None:
         super().__init__()
+        self.masked = masked
         self.experts = nn.ModuleList([nn.Linear(4, 3), nn.Linear(4, 3)])
 
     def forward(self, x: Tensor) -> Tensor:
         out = x.new_zeros(len(x), 3)
         for number, expert in enumerate(self.experts):
-            (chosen,) = torch.where((x[:, 0] > 0) == bool(number))
-            out = out.index_add(0, chosen, expert(x[chosen]))
+            chosen = (x[:, 0] > 0) == bool(number)
+            if self.masked:
+                out[chosen] = expert(x[chosen])
+            else:
+                (rows,) = torch.where(chosen)
+                out = out.index_add(0, rows, expert(x.index_select(0, rows)))
         return out
 
 
-def test_routed_samples_go_one_by_one() -> None:
+@pytest.mark.parametrize("masked", [True, False])
+def test_routed_samples_go_one_by_one(masked: bool) -> None:
     torch.manual_seed(0)
-    model, x = _Routed().double(), torch.randn(6, 4, dtype=torch.float64)
-    x[:2, 0] = torch.tensor([1.0, 1.0])  # the first two go together all the same
-    x[2, 0] = -1.0
+    model, x = _Routed(masked).double(), torch.randn(6, 4, dtype=torch.float64)
+    x[:, 0] = torch.tensor([1.0, 1, -1, 1, -1, 1])  # the first two go together all the same
     network = network_of(model, x)
     reference = model(x).detach()
     wanted = traces_of(model, network, lambda out: divergence(reference, out).mean(), x)
