@@ -50,14 +50,7 @@ class Table:
         shape = (len(self.layers), len(self.options))
         values = self._numbers(np.asarray(self.values))
         mask = np.asarray(self.allowed, bool) if self.allowed.size else np.ones(shape, bool)
-        for what, array in (("values", values), ("stderr", self.stderr), ("allowed", mask)):
-            if array is not None and array.shape != shape:
-                raise ValueError(
-                    f"table {self.name!r} has {shape[0]} layers and {shape[1]} options, so its"
-                    f" {what} have shape {shape}, not {array.shape}"
-                )
-        if min(shape) < 1:
-            raise ValueError(f"table {self.name!r} needs a layer and an option, got shape {shape}")
+        self._check_shapes(shape, values=values, stderr=self.stderr, allowed=mask)
         self._check_names()
         self._check_numbers("values", np.where(mask, values, 0))
         if self.stderr is not None:
@@ -85,6 +78,16 @@ class Table:
         if values.size and int(values.max()) >= 1 << 63:
             raise ValueError(f"table {self.name!r} holds {values.max()}; integers are below 2^63")
         return values.astype(np.int64)
+
+    def _check_shapes(self, shape: tuple[int, int], **arrays: NDArray[Any] | None) -> None:
+        if min(shape) < 1:
+            raise ValueError(f"table {self.name!r} needs a layer and an option, got shape {shape}")
+        for what, array in arrays.items():
+            if array is not None and array.shape != shape:
+                raise ValueError(
+                    f"table {self.name!r} has {shape[0]} layers and {shape[1]} options, so its"
+                    f" {what} have shape {shape}, not {array.shape}"
+                )
 
     def _check_names(self) -> None:
         if len(set(self.options)) < len(self.options):

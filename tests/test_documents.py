@@ -330,7 +330,8 @@ NPZ: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("arrays", "message"), NPZ)
 def test_a_bad_npz_is_refused(arrays: dict[str, Any], message: str, tmp_path: Path) -> None:
     texts = {key: np.array(json.dumps(value)) for key, value in json.loads(PROBLEM).items()}
-    np.savez(tmp_path / "problem.npz", **texts | arrays)
+    given: dict[str, Any] = texts | arrays
+    np.savez(tmp_path / "problem.npz", **given)
     with pytest.raises(BadDocument, match=message):
         load_problem(tmp_path / "problem.npz")
 

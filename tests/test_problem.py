@@ -243,4 +243,4 @@ BAD: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(("message", "changes"), BAD.items())
 def test_a_bad_problem_is_refused(message: str, changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=message):
-        Problem(**{"loss": LOSS} | changes)
+        Problem(**dict[str, Any]({"loss": LOSS} | changes))

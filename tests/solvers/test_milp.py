@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -24,7 +25,7 @@ Engine = Literal["highs", "cbc"]
 
 
 def random_problem(
-    layers: int, options: int, *, budgets: int = 1, seed: int = 0, share: float = 0.35
+    layers: int, options: int, *, budgets: int = 1, seed: int = 0, spread: float = 8.0
 ) -> Problem:
     """Losses that fall fourfold with a bit, spread over layers; one cost in bytes, others real."""
     rng = np.random.default_rng(seed)
@@ -35,12 +36,12 @@ def random_problem(
     loss = rng.lognormal(0, 1.5, (layers, 1)) * 4.0**-bits * noise
     held = []
     for number in range(budgets):
-        sizes = np.exp(rng.uniform(0, 8, (layers, 1)))
+        sizes = np.exp(rng.uniform(0, spread, (layers, 1)))
         cost = sizes * bits * (1 if number == 0 else rng.lognormal(0, 0.1, (layers, options)))
         values = np.ceil(cost).astype(np.int64) if number == 0 else cost
         table = Table(names, labels, values, "byte", f"cost{number}")
         low, high = values.min(axis=1).sum(), values.max(axis=1).sum()
-        limit = low + share * (high - low)
+        limit = low + 0.35 * (high - low)
         held.append(Budget(table, int(limit) if number == 0 else float(limit)))
     return Problem(Table(names, labels, loss, "loss"), tuple(held))
 
@@ -83,16 +84,22 @@ def test_says_nothing_wrong_when_it_may_hardly_look(problem: Problem) -> None:
         assert best.status is Status.INFEASIBLE
 
 
+@cache
+def known() -> tuple[Problem, float]:
+    """A problem and its least loss, by dynamic programming."""
+    plain = random_problem(54, 4, spread=3)
+    cost = plain.budgets[0].cost
+    assert isinstance(cost, Table)
+    limit = int(plain.budgets[0].limit)
+    return plain, least_loss(plain.loss.values.tolist(), cost.values.tolist(), limit)
+
+
 @pytest.mark.parametrize("engine", ["highs", "cbc"])
 @pytest.mark.parametrize("factor", [1e-300, 1e-15, 1e-9, 1e-6, 1e-4, 1e-2, 1.0, 1e9, 1e250])
 def test_no_tolerance_swallows_small_losses(factor: float, engine: Engine) -> None:
     """Engines called with such losses as they are return answers many times worse as optimal."""
-    plain = random_problem(54, 4)
-    cost = plain.budgets[0].cost
-    assert isinstance(cost, Table)
-    best = least_loss(plain.loss.values.tolist(), cost.values.tolist(), int(plain.budgets[0].limit))
-    problem = scaled(plain, factor)
-    solution = Milp(engine=engine).solve(problem)
+    plain, best = known()
+    solution = Milp(engine=engine).solve(scaled(plain, factor))
     assert solution.status is Status.OPTIMAL
     assert plain.total(solution.choice) == pytest.approx(best, rel=1e-12)
 
@@ -105,8 +112,8 @@ def test_small_losses_beside_large_ones_are_put_right_too() -> None:
     loss = np.vstack([small.loss.values, [1e6, 3e6, 4e6, 5e6]])
     size = np.vstack([cost.values, [7, 1, 1, 1]])
     both = Problem(
-        replace(small.loss, layers=layers, values=loss),
-        (Budget(replace(cost, layers=layers, values=size), limit + 7),),
+        Table(layers, small.loss.options, loss, "loss"),
+        (Budget(Table(layers, cost.options, size, "byte", "size"), limit + 7),),
     )
     assert Milp().solve(both).choice == (*Milp().solve(small).choice, 0)
 
@@ -189,15 +196,15 @@ def test_interactions_that_take_too_long_leave_a_bound(engine: Engine) -> None:
 
 
 def test_budgets_that_hold_alone_but_not_together_are_infeasible() -> None:
-    plain = random_problem(40, 3, budgets=2, share=0.3)
-    one, two = plain.budgets
-    assert isinstance(two.cost, Table)
-    turned = replace(two.cost, values=two.cost.values[:, ::-1])
-    together = replace(plain, budgets=(one, Budget(turned, two.limit)), costs=())
+    plain = random_problem(40, 3)
+    cost, limit = plain.budgets[0].cost, plain.budgets[0].limit
+    assert isinstance(cost, Table)
+    turned = Budget(replace(cost, values=cost.values[:, ::-1], name="turned"), limit)
+    together = replace(plain, budgets=(*plain.budgets, turned), costs=())
     for budget in together.budgets:
         assert Milp().solve(replace(plain, budgets=(budget,), costs=())).choice
-    assert Milp().solve(together).status is Status.INFEASIBLE
-    assert Milp(engine="cbc").solve(together).status is Status.INFEASIBLE
+    for engine in ("highs", "cbc"):
+        assert Milp(engine=engine).solve(together).status is Status.INFEASIBLE
 
 
 def test_whole_numbers_that_never_sum_to_what_is_asked_are_infeasible() -> None:
@@ -212,26 +219,12 @@ def test_whole_numbers_that_never_sum_to_what_is_asked_are_infeasible() -> None:
     assert Milp(states=10).solve(problem).status in (Status.INFEASIBLE, Status.UNKNOWN)
 
 
-def answering(words: list[Word], calls: list[Any]) -> Any:
-    """An engine that says these, the last one again and again."""
-
-    def asked(program: Any, engine: str, seconds: float, shift: Any) -> Word:
-        calls.append(np.array(shift))
-        return words[min(len(calls), len(words)) - 1]
-
-    return asked
-
-
 def test_an_engine_that_lies_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = random_problem(12, 3, budgets=2)
     best = Exhaustive().solve(problem)
-    lies = [
-        Word(None, -math.inf, infeasible=True),
-        Word(None, math.inf, infeasible=False),
-        Word(None, 1e9, infeasible=True),
-    ]
-    for lie in lies:
-        monkeypatch.setattr("mpsearch.solvers.milp.asked", answering([lie], []))
+    for bound, infeasible in ((-math.inf, True), (1e9, False), (1e9, True)):
+        lie = Word(None, bound, infeasible=infeasible)
+        monkeypatch.setattr("mpsearch.solvers.milp.asked", lambda *_, lie=lie: lie)
         found = Milp().solve(problem)
         assert (found.choice, found.status) == (best.choice, Status.OPTIMAL)
         assert found.bound <= best.loss
@@ -240,16 +233,20 @@ def test_an_engine_that_lies_is_not_believed(monkeypatch: pytest.MonkeyPatch) ->
 def test_an_answer_over_the_budget_is_asked_for_again_with_less_room(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    problem = interacting(8)  # these are not narrowed, so that options keep their places
-    dear = Word(np.arange(2, 24, 3), -math.inf, infeasible=False)
-    cheap = Word(np.arange(0, 24, 3), -math.inf, infeasible=False)
-    calls: list[Any] = []
-    monkeypatch.setattr("mpsearch.solvers.milp.asked", answering([dear, dear, cheap], calls))
+    shifts: list[float] = []
+
+    def careless(program: Any, engine: str, seconds: float, shift: Any) -> Word:
+        shifts.append(float(shift[0]))
+        dearest = np.append(program.starts[1:], len(program.owner)) - 1
+        picks = dearest if len(shifts) < 3 else program.starts
+        return Word(picks, -math.inf, infeasible=False)
+
+    monkeypatch.setattr("mpsearch.solvers.milp.asked", careless)
+    problem = interacting(8)
     found = Milp().solve(problem)
-    assert len(calls) == 3
-    assert calls[0] == 0 > calls[1] > calls[2]
     assert problem.feasible(found.choice)
-    assert found.status is Status.FEASIBLE
+    assert len(shifts) == 3
+    assert 0 == shifts[0] > shifts[1] > shifts[2]
 
 
 @pytest.mark.parametrize("engine", ["highs", "cbc"])
@@ -266,7 +263,7 @@ def test_nothing_is_written_to_standard_output(engine: Engine) -> None:
 
 def test_cbc_answers_where_highspy_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Milp().solve(random_problem(5, 3)).solver == "milp (HiGHS)"
-    monkeypatch.setattr("mpsearch.solvers.milp.find_spec", lambda name: None)
+    monkeypatch.setattr("mpsearch.solvers.milp.find_spec", lambda _: None)
     assert Milp().solve(random_problem(5, 3)).solver == "milp (CBC)"
     with pytest.raises(ValueError, match="engine 'highs' needs highspy; install it, or take"):
         Milp(engine="highs")
