@@ -85,7 +85,8 @@ class _Search:
         choice = expand(self.program.choice(picks), self.groups)
         feasible = self.problem.feasible(choice)
         loss = self.problem.total(choice) if feasible else math.inf
-        if loss < self.loss:
+        gain = float(self.program.gain[picks].sum())  # tells apart what rounds to the same loss
+        if feasible and (loss, gain) < (self.loss, self.ceiling):
             self.choice, self.loss, self.picks = choice, loss, picks
         return feasible
 
@@ -112,8 +113,6 @@ class _Search:
             return
         for _ in range(ROUNDS):
             program = self.program
-            if self.floor >= self.loss:
-                return
             y, picks = relaxed(program)
             self.offer(picks)
             bound, raised = priced(program, y)
@@ -130,7 +129,7 @@ class _Search:
         """Take the engine's answer; ask again with less room where it breaks a condition."""
         shift = np.zeros(len(self.program.rows))
         for attempt in range(ATTEMPTS):
-            if self.optimal or len(self.program.owner) == len(self.program.layers):
+            if self.optimal or self.program.settled:
                 return
             word = asked(self.program, engine, deadline - time.monotonic(), shift)
             if attempt == 0:
@@ -146,7 +145,7 @@ class _Search:
 
         An answer that counts as optimal may still have layers of small losses to put right.
         """
-        if self.floor >= self.loss or self.program.pairs:
+        if (self.choice and self.program.settled) or self.program.pairs:
             return
         most = most // 10 if self.optimal else most
         y, _ = relaxed(self.program)

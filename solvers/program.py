@@ -110,6 +110,11 @@ class Program:
         """The bound on the loss that a bound on the sum of gains is."""
         return math.fsum([*self.constant, *self.least(self.loss).tolist(), gain * self.unit])
 
+    @property
+    def settled(self) -> bool:
+        """Whether every class has a single option left."""
+        return len(self.owner) == len(self.layers)
+
     def kept(self, keep: Mask) -> "Program":
         """With some options left out, and the rows that always hold then; every class keeps one."""
         place = np.cumsum(keep) - 1

@@ -147,7 +147,6 @@ def test_two_hundred_layers_take_less_than_two_seconds() -> None:
     assert solution.status is Status.OPTIMAL
 
 
-@pytest.mark.slow
 def test_ten_thousand_layers_are_solved_to_proven_optimality() -> None:
     solution = Milp().solve(random_problem(10_000, 6))
     assert solution.status is Status.OPTIMAL
