@@ -30,11 +30,13 @@ def network(depth: int) -> nn.Module:
         raise FileNotFoundError(
             f"{MODELS} is not there; set MPSEARCH_SHARED to the folder that holds models"
         )
+    threads = torch.get_num_threads()  # the definitions set their own
     sys.path.insert(0, str(MODELS / "definitions"))
     try:
         import resnet_cifar  # type: ignore[import-not-found]
     finally:
         sys.path.pop(0)
+        torch.set_num_threads(threads)
     model: nn.Module = resnet_cifar.ResNetCifar(depth)
     model.load_state_dict(load_file(MODELS / f"cifar10/weights/resnet{depth}.safetensors"))
     return model.eval()

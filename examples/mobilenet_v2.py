@@ -24,12 +24,14 @@ def task(calibrate: int = 32, judge: int = 200) -> mp.Task:
         raise FileNotFoundError(
             f"{MODELS} is not there; set MPSEARCH_SHARED to the folder that holds models"
         )
+    threads = torch.get_num_threads()  # the definitions set their own
     sys.path.insert(0, str(MODELS / "definitions"))
     try:
         from imagenet_sample import images  # type: ignore[import-not-found]
         from mobilenet_v2 import load_model  # type: ignore[import-not-found]
     finally:
         sys.path.pop(0)
+        torch.set_num_threads(threads)
     model: nn.Module = load_model(MODELS / "imagenet/weights/mobilenet_v2_int8pc.safetensors")
 
     def prepared(split: str, count: int) -> tuple[Tensor, Tensor]:

@@ -66,7 +66,9 @@ class Curvature:
 
     def product(self, v: Tensor) -> Tensor:
         """(size,) H v."""
-        pieces = [p.reshape(w.shape) for p, w in zip(self.split(v), self.weights, strict=True)]
+        pieces = [
+            p.reshape(w.shape).to(w.dtype) for p, w in zip(self.split(v), self.weights, strict=True)
+        ]
         bent = [(s, p) for s, p in zip(self.slopes, pieces, strict=True) if s.requires_grad]
         if not bent:
             return torch.zeros_like(v)
@@ -79,7 +81,7 @@ class Curvature:
             allow_unused=True,
             materialize_grads=True,
         )
-        return torch.cat([one.flatten() for one in found])
+        return torch.cat([one.flatten().to(v.dtype) for one in found])
 
     def split(self, v: Tensor) -> tuple[Tensor, ...]:
         """The part of each weight, along the first axis."""

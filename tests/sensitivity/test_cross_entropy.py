@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from mpsearch.sensitivity.cross_entropy import bends_as_kl
 
-LOGITS, TOKENS = torch.zeros(6, 4), torch.zeros(3, 5, 4)
+LOGITS, TOKENS, PIXELS = torch.zeros(6, 4), torch.zeros(3, 5, 4), torch.zeros(3, 2, 2, 4)
 LABELS, WORDS = torch.tensor([0, 1, 2, 3, 0, 1]), torch.arange(15).reshape(3, 5) % 4
 SOFT = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)).softmax(-1)
 
@@ -42,11 +42,11 @@ def test_cross_entropy_with_any_targets_has(loss: Loss, output: Tensor) -> None:
         (lambda z, _: F.cross_entropy(2 * z, LABELS), LOGITS),
         (lambda z, _: F.mse_loss(z, SOFT), LOGITS),
         (lambda z, _: F.cross_entropy(z[:, :-1].flatten(0, 1), WORDS[:, 1:].flatten()), TOKENS),
+        (lambda z, _: F.cross_entropy(z.flatten(0, 2), WORDS.flatten()[:12]), PIXELS),
         (lambda z, _: z.sum(), LOGITS),
         (lambda z, _: z.detach().sum(), LOGITS),
         (lambda z, _: z.sum().item(), LOGITS),
         (lambda z, _: F.cross_entropy(z.logits, LABELS), {"logits": LOGITS}),
-        (lambda z, _: F.cross_entropy(z, LABELS[:2, None, None] % 2), torch.zeros(2, 2, 1, 1)),
     ],
 )
 def test_other_losses_have_not(loss: Loss, output: Any) -> None:
