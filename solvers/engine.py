@@ -102,9 +102,8 @@ def _solver(engine: Engine, seconds: float) -> Any:
     """The engine with no gap allowed, and its tolerances as tight as they go."""
     if engine == "cbc":
         tight = ["integerTolerance 1e-9", "primalTolerance 1e-9", "dualTolerance 1e-9"]
-        return pulp.PULP_CBC_CMD(
-            msg=False, timeLimit=seconds, gapRel=0, gapAbs=0, threads=1, options=tight
-        )
+        # No threads=1: that starts one beside the main thread, and now and then both wait for ever.
+        return pulp.PULP_CBC_CMD(msg=False, timeLimit=seconds, gapRel=0, gapAbs=0, options=tight)
     return pulp.HiGHS(
         msg=False,
         timeLimit=seconds,

@@ -208,14 +208,16 @@ def _product(bare: Program, group: Sequence[int]) -> Program:
 
 def reduced(bare: Program) -> Program | None:
     """Without options that fit in no answer, rows that always hold, and dominated options."""
-    while len(bare.rows):
+    before = None
+    while before != bare.rows.shape:
+        before = bare.rows.shape
         fits: Mask = np.all(bare.usage <= bare.room[:, None], axis=0)
         if not np.logical_or.reduceat(fits, bare.starts).all():
             return None
         bare = bare.kept(fits)
-        if fits.all():
-            break
-    return bare if bare.pairs else bare.kept(~_dominated(bare))
+        if not bare.pairs:
+            bare = bare.kept(~_dominated(bare))
+    return bare
 
 
 def _dominated(bare: Program) -> Mask:

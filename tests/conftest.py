@@ -15,13 +15,18 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("MPSEARCH_SHARED", ROOT.parent / "shared"))
 REQUIRED = {name for name in os.environ.get("MPSEARCH_REQUIRE", "").split(",") if name}
 
-settings.register_profile("mpsearch", derandomize=True, deadline=None)
+settings.register_profile(
+    "mpsearch",
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],  # machines are shared
+)
 settings.load_profile("mpsearch")
 
 

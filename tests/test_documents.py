@@ -6,9 +6,11 @@ import io
 import json
 import zipfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 from hypothesis import example, given
@@ -175,6 +177,13 @@ def test_an_option_is_known_however_it_is_written() -> None:
     assert [str(o) for o in _table(labels).options] == ["Q4_K", "Q6_K"]
 
 
+@cache
+def schema(kind: str) -> Any:
+    """The published schema."""
+    path = Path(mp.__file__).parent / "schemas" / f"{kind}-1.json"
+    return jsonschema.Draft202012Validator(json.loads(path.read_text()))
+
+
 def _table(document: Any) -> Any:
     from mpsearch.documents import read_table
 
@@ -306,6 +315,10 @@ def test_a_path_that_cannot_be_written_is_named_and_nothing_is_left(tmp_path: Pa
     (tmp_path / "x.json").write_text("before")
     with pytest.raises(TypeError, match="object is not written as JSON"):
         write(tmp_path / "x.json", {"a": object()})
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match=r"cannot write '.*folder': Is a directory; name a file in"):
+        write(tmp_path / "folder", {"a": 1})
+    (tmp_path / "folder").rmdir()
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
     assert (tmp_path / "x.json").read_text() == "before"
 
@@ -396,7 +409,9 @@ def test_any_value_is_read_or_refused(kind: str, value: Any) -> None:
 
 @pytest.mark.parametrize("kind", READERS)
 @given(data=st.data())
-def test_any_change_is_read_or_refused(kind: str, data: st.DataObject) -> None:
+def test_any_change_is_refused_or_read_and_then_fits_the_schema(
+    kind: str, data: st.DataObject
+) -> None:
     text, reader = READERS[kind]
     document = json.loads(text)
     for _ in range(data.draw(st.integers(1, 3))):
@@ -406,8 +421,11 @@ def test_any_change_is_read_or_refused(kind: str, data: st.DataObject) -> None:
         )
         if len(places(document)) < 2:
             break
-    with contextlib.suppress(BadDocument):
+    try:
         reader(document)
+    except BadDocument:
+        return
+    schema(kind).validate(document)
 
 
 @given(text=st.binary(max_size=60) | st.text(max_size=60))

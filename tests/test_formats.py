@@ -39,7 +39,8 @@ def test_every_name_is_read_back(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     ["", "int9", "int0", "INT4", "int4x", "int4g0", "int4g", "int4tg8", "int4as", "int4 ", "fp8",
-     "fx8.9", "fx33.4", "fx0.0", "int4g12345678", "int4g8t", "nope", "mxfp4_e2", "int٤", "fx8.٤",
+     "fx8.9", "fx33.4", "fx0.0", "int4g12345678", "int4g8t", "nope", "mxfp4_e2", "int٤",
+     "int4g1٦", "fx16.1٢",
      "fx8.04"],
 )  # fmt: skip
 def test_no_format_is_named_otherwise(name: str) -> None:
@@ -69,6 +70,7 @@ def test_defaults_are_those_of_the_role() -> None:
         ("int4", (10, 3), 15 + 20),  # 30 codes, 10 scales
         ("int4a", (10, 3), 15 + 20 + 5),  # and 10 zero points of 4 bits
         ("int3t", (5, 5), 10 + 2),  # 75 bits are 10 bytes
+        ("int3a", (3, 3), 4 + 6 + 2),  # 27 bits, 3 scales, 9 bits: each stream ends on a byte
         ("int2g64", (4, 65), 65 + 4 * 2 * 2),  # a short second group has its scale
         ("int8g128a", (2, 128), 256 + 4 + 2),
         ("mxfp4", (4, 32), 64 + 4),  # 8-bit scales

@@ -31,7 +31,14 @@ def search(task: str, options: str, budget: str, folder: Path, *more: str) -> mp
 @pytest.mark.parametrize("size", ["w3a8", "w4a8"])
 def test_resnet20_beats_uniform(size: str, tmp_path: Path, shared: Path) -> None:
     best = search(
-        "cifar10.py", "w2a8,w3a8,w4a8,w8a8", f"size=uniform:{size}", tmp_path, "--points", "3"
+        "cifar10.py",
+        "w2a8,w3a8,w4a8,w8a8",
+        f"size=uniform:{size}",
+        tmp_path,
+        "--points",
+        "2",
+        "--measure",
+        "0",
     )
     assert best.status is mp.Status.OPTIMAL
     assert best.measured is not None
@@ -41,7 +48,8 @@ def test_resnet20_beats_uniform(size: str, tmp_path: Path, shared: Path) -> None
 
 def test_mobilenet_v2_keeps_what_uniform_4_bits_lose(tmp_path: Path, shared: Path) -> None:
     options = "w3a16,w4a16,w6a16,w8a16"
-    more = ("--corrections", "none", "--points", "3", "--cache", str(tmp_path / "cache"))
+    fast = ("--points", "2", "--measure", "0", "--cache", str(tmp_path / "cache"))
+    more = ("--corrections", "none", *fast)
     best = search("mobilenet_v2.py", options, "size=uniform:w4a16", tmp_path, *more)
     measured = best.measured
     assert measured is not None

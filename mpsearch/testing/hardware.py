@@ -1,7 +1,6 @@
 """Laws of hardware models: costs are finite, speak of what was asked, and fall with the bits."""
 
 import math
-import unittest
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -65,7 +64,7 @@ class HardwareSuite:
 
     def test_fewer_bits_cost_no_more(self) -> None:
         if not self.monotone:
-            raise unittest.SkipTest("fewer bits may cost more on this hardware")
+            return  # fewer bits may cost more on this hardware
         for cost in self.costs():
             if isinstance(cost, Table):
                 assert (np.diff(cost.values, axis=1) >= 0).all()

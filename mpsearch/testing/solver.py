@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import unittest
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Literal
@@ -172,7 +171,7 @@ class SolverSuite:
 
     def test_proves_what_is_small(self) -> None:
         if not self.proves:
-            raise unittest.SkipTest("this solver proves nothing")
+            return  # this solver proves nothing
         for asked in self.problems():
             wanted = Status.OPTIMAL if least_loss(asked) < math.inf else Status.INFEASIBLE
             assert self.solver.solve(asked).status is wanted

@@ -60,13 +60,13 @@ def check(problem: Problem, solver: Milp) -> None:
         assert found.loss - best.loss <= OPTIMAL_GAP * problem.span
 
 
-@settings(max_examples=1000)
+@settings(max_examples=1500)
 @given(problems())
 def test_finds_and_proves_what_enumeration_finds(problem: Problem) -> None:
     check(problem, Milp())
 
 
-@settings(max_examples=60)
+@settings(max_examples=200)
 @given(problems())
 def test_finds_and_proves_it_with_cbc_too(problem: Problem) -> None:
     check(problem, Milp(engine="cbc"))
