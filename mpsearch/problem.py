@@ -1,5 +1,6 @@
 """What solvers are given, and what they give back."""
 
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,9 @@ from fractions import Fraction
 import numpy as np
 
 from mpsearch.formats import Option
+from mpsearch.network import Layer, Numbered
 from mpsearch.tables import LARGEST, Cost, Mask, Stages, Table
+from mpsearch.ties import at, groups_of, merge, merge_cost
 
 RELATIVE_TOLERANCE = 1e-12  # of a budget on real numbers; integers are compared exactly
 OPTIMAL_GAP = 1e-9  # of the sum over layers of (largest - smallest loss)
@@ -191,9 +194,8 @@ class Problem:
         if len(set(names)) < len(names):
             twice = next(n for n in names if names.count(n) > 1)
             raise ValueError(f"two costs are named {twice!r}; give each its own name")
-        mine = [layer.name for layer in self.loss.layers]
         for cost in self.costs:
-            if cost.options != self.loss.options or [c.name for c in cost.layers] != mine:
+            if cost.options != self.loss.options or not _same(cost.layers, self.loss.layers):
                 raise ValueError(
                     f"cost {cost.name!r} is of other layers or options than the loss;"
                     " write both for the same network and options"
@@ -201,7 +203,7 @@ class Problem:
         if self.loss.reduce != "sum":
             raise ValueError("a loss adds up over layers; its reduce is 'sum'")
         self._check_indices()
-        self._check_masks(mine)
+        self._check_masks()
 
     def _check_indices(self) -> None:
         rows, columns = self.loss.values.shape
@@ -225,13 +227,16 @@ class Problem:
             if not abs(number) <= LARGEST:
                 raise ValueError(f"{what} has the number {number}; give a finite one")
 
-    def _check_masks(self, names: Sequence[str]) -> None:
+    def _check_masks(self) -> None:
         """Layers that are tied, in however many steps, share an allowed option."""
-        groups = np.asarray(_groups(len(names), self.ties) if self.ties else range(len(names)))
-        allowed = np.ones((groups.max() + 1, len(self.loss.options)), bool)
-        np.logical_and.at(allowed, groups, self._mask())
+        groups = np.asarray(groups_of(len(self.loss.layers), self.ties))
+        allowed = self.mask
+        if self.ties:
+            allowed = np.ones((groups.max() + 1, len(self.loss.options)), bool)
+            np.logical_and.at(allowed, groups, self.mask)
         for group in np.flatnonzero(~allowed.any(axis=1))[:1]:
-            tied = ", ".join(repr(names[int(row)]) for row in np.flatnonzero(groups == group))
+            rows = np.flatnonzero(groups == group)
+            tied = ", ".join(repr(self.loss.layers[int(row)].name) for row in rows)
             raise ValueError(f"tables and ties leave no option to layer {tied}; allow it one")
 
     @property
@@ -243,7 +248,8 @@ class Problem:
         values, mask = self.loss.values.astype(np.float64), self.loss.allowed
         high, low = np.where(mask, values, -np.inf), np.where(mask, values, np.inf)
         pairs = [abs(pair.loss) for pair in self.interactions]
-        return math.fsum([*(high.max(axis=1) - low.min(axis=1)).tolist(), *pairs])
+        widths = (high.max(axis=1) - low.min(axis=1)).data
+        return math.fsum(itertools.chain(widths, pairs))
 
     def total(self, choice: Sequence[int]) -> float:
         """The loss of a choice, interactions included."""
@@ -252,7 +258,8 @@ class Problem:
             for i in self.interactions
             if choice[i.first] == i.first_option and choice[i.second] == i.second_option
         ]
-        return math.fsum([*self.loss.chosen(choice).tolist(), self.loss.fixed, *pairs])
+        chosen = np.ascontiguousarray(self.loss.chosen(choice), np.float64)
+        return math.fsum(itertools.chain(chosen.data, (self.loss.fixed, *pairs)))
 
     def feasible(self, choice: Sequence[int]) -> bool:
         """Whether a choice keeps masks, ties, budgets and constraints."""
@@ -275,27 +282,28 @@ class Problem:
         closed = loss - bound <= OPTIMAL_GAP * self.span
         return Status.OPTIMAL if closed else Status.FEASIBLE
 
-    def merged(self) -> "tuple[Problem, tuple[int, ...]]":
+    def merged(self) -> "tuple[Problem, Sequence[int]]":
         """The problem with ties made single layers, and for each layer its merged index.
 
         Masks of tied layers (and of costs) intersect, losses and costs add up (or take the
         maximum, where the cost does).
         """
-        groups = _groups(len(self.loss.layers), self.ties)
-        mask = self._mask()
-        made = {id(cost): _merge_cost(cost, groups, mask) for cost in self.costs}
+        groups = groups_of(len(self.loss.layers), self.ties)
+        made = {id(cost): merge_cost(cost, groups, self.mask) for cost in self.costs}
         pairs, inside = _merge_interactions(self.interactions, groups)
         merged = Problem(
-            _with(_merge(self.loss, groups, mask), inside),
+            _with(merge(self.loss, groups, self.mask), inside),
             tuple(Budget(made[id(b.cost)], b.limit) for b in self.budgets),
             tuple(made[id(c)] for c in self.costs),
             (),
-            tuple(replace(c, terms=_at(c.terms, groups)) for c in self.constraints),
+            tuple(replace(c, terms=at(c.terms, groups)) for c in self.constraints),
             pairs,
         )
         return merged, groups
 
-    def _mask(self) -> Mask:
+    @property
+    def mask(self) -> Mask:
+        """(L, K) which options the loss and every cost allow."""
         mask = self.loss.allowed.copy()
         for cost in self.costs:
             if isinstance(cost, Table):
@@ -303,57 +311,11 @@ class Problem:
         return mask
 
 
-def _groups(count: int, ties: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    """For each layer the number of its group of tied layers, in order of first appearance."""
-    first = list(range(count))
-
-    def root(row: int) -> int:
-        while first[row] != row:
-            first[row] = first[first[row]]
-            row = first[row]
-        return row
-
-    for tie in ties:
-        for row in tie[1:]:
-            a, b = sorted((root(tie[0]), root(row)))
-            first[b] = a
-    numbers: dict[int, int] = {}
-    return tuple(numbers.setdefault(root(row), len(numbers)) for row in range(count))
-
-
-def _merge(table: Table, groups: Sequence[int], mask: Mask) -> Table:
-    """The table with tied layers made one: masks intersect, numbers add up or take the maximum."""
-    index, shape = np.asarray(groups), (max(groups) + 1, len(table.options))
-    allowed = np.ones(shape, bool)
-    np.logical_and.at(allowed, index, mask)
-    wide = np.abs(table.values.astype(np.float64)).max() * len(index) >= 2.0**63
-    kind = np.float64 if wide else table.values.dtype
-    values = np.zeros(shape, kind)
-    if table.reduce == "sum":
-        np.add.at(values, index, table.values)
-    else:
-        values = np.full(shape, table.values.min(), kind)
-        np.maximum.at(values, index, table.values)
-    stderr = None
-    if table.stderr is not None:
-        squares = np.zeros(shape)
-        np.add.at(squares, index, table.stderr**2)
-        stderr = np.sqrt(squares)
-    layers = [table.layers[int(i)] for i in np.unique(index, return_index=True)[1]]
-    return replace(table, layers=layers, values=values, stderr=stderr, allowed=allowed)
-
-
-def _merge_cost(cost: Cost, groups: Sequence[int], mask: Mask) -> Cost:
-    if isinstance(cost, Table):
-        return _merge(cost, groups, mask)
-    layers = [cost.layers[groups.index(g)] for g in range(max(groups) + 1)]
-    return replace(cost, layers=layers, stages=tuple(_at(s, groups) for s in cost.stages))
-
-
-def _at(
-    terms: tuple[tuple[int, int, float], ...], groups: Sequence[int]
-) -> tuple[tuple[int, int, float], ...]:
-    return tuple((groups[row], column, value) for row, column, value in terms)
+def _same(ours: Sequence[Layer], theirs: Sequence[Layer]) -> bool:
+    """Whether two tables speak of layers of the same names."""
+    if ours is theirs or (isinstance(ours, Numbered) and isinstance(theirs, Numbered)):
+        return len(ours) == len(theirs)
+    return [layer.name for layer in ours] == [layer.name for layer in theirs]
 
 
 def _merge_interactions(
@@ -414,4 +376,6 @@ def infeasible(solver: str) -> Solution:
 
 def expand(choice: Sequence[int], groups: Sequence[int]) -> tuple[int, ...]:
     """The choice per layer, from that of the merged problem (see :meth:`Problem.merged`)."""
+    if isinstance(groups, range):
+        return tuple(choice)
     return tuple(choice[group] for group in groups)

@@ -1,5 +1,6 @@
 """Tables of one number per layer and option: what estimators and hardware models write."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -118,25 +119,27 @@ class Table:
         """Whether all numbers are integers, so that totals are exact."""
         return self.values.dtype == np.int64 and float(self.fixed).is_integer()
 
-    def chosen(self, choice: Sequence[int]) -> Numbers:
+    def chosen(self, choice: "Sequence[int] | NDArray[np.integer]") -> Numbers:
         """(L,) the number of each layer's chosen option."""
         picked = np.asarray(choice, dtype=np.int64)
         chosen: Numbers = np.take_along_axis(self.values, picked[:, None], axis=1)[:, 0]
         return chosen
 
-    def total(self, choice: Sequence[int]) -> float:
+    def total(self, choice: "Sequence[int] | NDArray[np.integer]") -> float:
         """The total of a choice (an option index per layer), ``fixed`` included."""
-        numbers: list[float] = self.chosen(choice).tolist()
+        numbers = self.chosen(choice)
         if self.reduce == "max":
-            return max(numbers) + self.fixed
+            largest: float = numbers.max().item()
+            return largest + self.fixed
+        each = np.ascontiguousarray(numbers).data  # gives one number at a time
         if self.exact:
-            return int(sum(numbers)) + int(self.fixed)
-        return math.fsum([*numbers, self.fixed])
+            return sum(each) + int(self.fixed)
+        return math.fsum(itertools.chain(each, (self.fixed,)))
 
     def least(self) -> float:
         """The least total any choice has, this table looked at alone."""
         large = np.where(self.allowed, self.values.astype(np.float64), np.inf)
-        return self.total([int(i) for i in large.argmin(axis=1)])
+        return self.total(large.argmin(axis=1))
 
     def uniform(self, option: Option) -> tuple[int, ...] | None:
         """The choice of one option everywhere, or ``None`` where a layer may not take it.

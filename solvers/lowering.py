@@ -13,18 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpsearch.problem import RELATIVE_TOLERANCE, Budget, Constraint, Problem
+from mpsearch.solvers.knapsack import below
 from mpsearch.solvers.program import ULP, Program, reduced, sums_exactly, with_products
 from mpsearch.tables import Floats, Mask, Stages, Table
 
 
-def lowered(problem: Problem) -> tuple[Program, tuple[int, ...]] | None:
+def lowered(problem: Problem) -> tuple[Program, Sequence[int]] | None:
     """The program of a problem, and its merged index of each layer; ``None`` if nothing fits."""
     merged, groups = problem.merged()
     mask = merged.loss.allowed.copy()
     rows: list[_Row] = []
     for budget in merged.budgets:
         if isinstance(budget.cost, Table) and budget.cost.reduce == "max":
-            mask &= _below(budget.cost, budget.limit)
+            mask &= below(budget.cost, budget.limit)
         else:
             rows += _budget_rows(budget, mask.shape)
     for constraint in merged.constraints:
@@ -127,14 +128,6 @@ def _spread(terms: Sequence[tuple[int, int, float]], shape: tuple[int, int]) -> 
     for row, column, number in terms:
         values[row, column] += number
     return values
-
-
-def _below(cost: Table, limit: float) -> Mask:
-    """Which options alone keep a budget on the largest of a cost's numbers."""
-    if cost.exact:
-        most = math.floor(limit) - int(cost.fixed)
-        return cost.values <= min(max(most, -(2**63)), 2**63 - 1)
-    return cost.values + cost.fixed <= limit + RELATIVE_TOLERANCE * abs(limit)
 
 
 def _pairs(merged: Problem, mask: Mask) -> list[tuple[int, int, float]]:

@@ -161,7 +161,7 @@ def test_merging_ties_keeps_losses_costs_and_conditions(problem: Problem) -> Non
     for choice in itertools.product(range(columns), repeat=rows):
         whole = expand(choice, groups)
         allowed = merged.loss.allowed[range(rows), list(choice)].all()
-        assert allowed == problem._mask()[range(len(whole)), list(whole)].all()
+        assert allowed == problem.mask[range(len(whole)), list(whole)].all()
         if not allowed:
             continue
         assert merged.total(choice) == pytest.approx(problem.total(whole), rel=1e-12, abs=1e-18)
