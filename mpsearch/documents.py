@@ -20,7 +20,7 @@ T = TypeVar("T")
 TABLE = "mpsearch/table/1"
 PROBLEM = "mpsearch/problem/1"
 _LAYER = "params macs kind role shapes inputs outputs modules"
-_NUMBERS = "unit values stderr fixed reference reduce stages name"
+_NUMBERS = "unit values stderr fixed reference reduce stages name notes"
 
 
 def schema(node: Node, wanted: str) -> Node:
@@ -125,7 +125,7 @@ def _cost(node: Node, name: str, names: _Names) -> Cost:
         raise BadDocument(f"{node.place}: has no 'values'; it is required")
     if "stages" not in members:
         return _table(members, name, names, unit, fixed, reference)
-    for key in ("values", "stderr", "reduce"):
+    for key in ("values", "stderr", "reduce", "notes"):
         if key in members:
             raise BadDocument(f"{node.place}: has both 'stages' and {key!r}; give one")
     stages = tuple(names.terms(stage) for stage in members["stages"].items(least=1))
@@ -167,7 +167,18 @@ def _table(
         fixed,
         reference,
         reduce,  # type: ignore[arg-type]
+        _notes(members, names),
     )
+
+
+def _notes(members: Mapping[str, Node], names: _Names) -> dict[str, Mask]:
+    """``{text: [[layer, option], ...]}`` as masks."""
+    notes: dict[str, Mask] = {}
+    for text, entries in members["notes"].members().items() if "notes" in members else ():
+        notes[text] = np.zeros((len(names.layers), len(names.options)), bool)
+        for row, option in (entry.items(exactly=2) for entry in entries.items()):
+            notes[text][row.one_of(names.rows, "layer"), names.column(option)] = True
+    return notes
 
 
 def cost_document(cost: Cost) -> dict[str, Any]:
@@ -188,11 +199,17 @@ def cost_document(cost: Cost) -> dict[str, Any]:
             body["stderr"] = cost.stderr
         if cost.reduce != "sum":
             body["reduce"] = cost.reduce
+        notes = {text: _entries(cost, where) for text, where in cost.notes.items()}
+        body |= {"notes": notes} if notes else {}
     if cost.fixed:
         body["fixed"] = cost.fixed
     if cost.reference is not None:
         body["reference"] = cost.reference
     return body
+
+
+def _entries(table: Table, where: Mask) -> list[list[str]]:
+    return [[table.layers[r].name, str(table.options[c])] for r, c in np.argwhere(where).tolist()]
 
 
 def _masked(values: np.ndarray[Any, Any], allowed: Mask) -> Any:

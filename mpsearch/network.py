@@ -17,6 +17,20 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
+class Window:
+    """How a convolution moves over its input; sizes are per axis, images without channels."""
+
+    kernel: Shape
+    stride: Shape
+    padding: Shape
+    dilation: Shape
+    groups: int
+    image: Shape
+    output: Shape
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
 class Layer:
     """One place where an option is chosen.
 
@@ -31,6 +45,7 @@ class Layer:
         inputs: Elements read for one sample.
         outputs: Elements written for one sample.
         members: Modules that share the option.
+        window: How a convolution moves over its input, where it is one and has been traced.
     """
 
     name: str
@@ -42,6 +57,7 @@ class Layer:
     inputs: int = 0
     outputs: int = 0
     members: tuple[str, ...] = ()
+    window: Window | None = None
 
     @property
     def modules(self) -> tuple[str, ...]:

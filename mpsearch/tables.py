@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -33,6 +33,8 @@ class Table:
         fixed: What no choice changes; part of every total.
         reference: The unquantized network's total.
         reduce: How a total is made of the chosen numbers.
+        notes: What is said of some entries, and (L, K) of which: what a machine without a kernel
+            for a format would really run, say.
     """
 
     layers: Sequence[Layer]
@@ -45,6 +47,7 @@ class Table:
     fixed: float = 0
     reference: float | None = None
     reduce: Literal["sum", "max"] = "sum"
+    notes: Mapping[str, Mask] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         """Check shapes, names and numbers."""
@@ -52,6 +55,8 @@ class Table:
         values = self._numbers(np.asarray(self.values))
         mask = np.asarray(self.allowed, bool) if self.allowed.size else np.ones(shape, bool)
         self._check_shapes(shape, values=values, stderr=self.stderr, allowed=mask)
+        for note, where in self.notes.items():
+            self._check_shapes(shape, **{f"entries noted {note!r}": where})
         self._check_names()
         self._check_numbers("values", np.where(mask, values, 0))
         if self.stderr is not None:

@@ -52,7 +52,7 @@ def merge(table: Table, groups: Sequence[int], mask: Mask) -> Table:
         np.add.at(squares, index, table.stderr**2)
         stderr = np.sqrt(squares)
     layers = [table.layers[int(i)] for i in np.unique(index, return_index=True)[1]]
-    return replace(table, layers=layers, values=values, stderr=stderr, allowed=allowed)
+    return replace(table, layers=layers, values=values, stderr=stderr, allowed=allowed, notes={})
 
 
 def merge_cost(cost: Cost, groups: Sequence[int], mask: Mask) -> Cost:

@@ -154,6 +154,27 @@ def test_a_table_is_read_back_to_the_last_bit(
         assert getattr(again, key) == getattr(table, key)
 
 
+@pytest.mark.parametrize("ending", ["json", "npz"])
+def test_notes_are_read_back(tmp_path: Path, ending: str) -> None:
+    where = np.array([[True, False], [False, True]])
+    layers, options = (mp.Layer("a"), mp.Layer("b")), mp.options("w4a8", "w8a8")
+    table = Table(layers, options, np.ones((2, 2)), "s", "latency", notes={"as fp32": where})
+    save_table(table, tmp_path / f"t.{ending}")
+    again = load_table(tmp_path / f"t.{ending}")
+    assert isinstance(again, Table)
+    assert {text: mask.tolist() for text, mask in again.notes.items()} == {
+        "as fp32": where.tolist()
+    }
+
+
+def test_a_note_of_another_shape_is_refused() -> None:
+    layers, options = (mp.Layer("a"), mp.Layer("b")), mp.options("w4a8")
+    with pytest.raises(
+        ValueError, match=r"its entries noted 'slow' have shape \(2, 1\), not \(1, 2\)"
+    ):
+        Table(layers, options, np.ones((2, 1)), "s", notes={"slow": np.ones((1, 2), bool)})
+
+
 def test_stages_are_read_back(tmp_path: Path) -> None:
     stages = Stages(
         (mp.Layer("a"),), mp.options("w4a8"), (((0, 0, 3),), ((0, 0, 0.1),)), "byte", "sram", 1, 9.5

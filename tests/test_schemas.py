@@ -50,7 +50,15 @@ def written() -> dict[str, dict[str, Any]]:
     """One document of each kind, as we write it."""
     layers = (mp.Layer("a", 9, 90, "linear", "mlp", ((3, 3),), 3, 3, ("a", "c")), mp.Layer("b", 4))
     loss = mp.Table(layers, OPTIONS, np.array([[0.3, 0.1], [0.2, 0.05]]), "nats")
-    size = mp.Table(layers, OPTIONS, np.array([[5, 9], [2, 4]]), "byte", "size", reference=52)
+    size = mp.Table(
+        layers,
+        OPTIONS,
+        np.array([[5, 9], [2, 4]]),
+        "byte",
+        "size",
+        reference=52,
+        notes={"runs as 8 bits": np.array([[True, False], [False, False]])},
+    )
     best = mp.solve(loss, {size: 11}, solver="exhaustive")
     front = mp.frontier(loss, size, solver="exhaustive")
     problem = mp.Problem(loss, (mp.Budget(size, 11),))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import mpsearch as mp
-from mpsearch.network import Network
+from mpsearch.network import Network, Window
 from mpsearch.tracing import (
     check_deterministic,
     curved,
@@ -136,6 +136,16 @@ def test_a_residual_network_comes_out_as_written_by_hand() -> None:
     assert network["short"].members == ("conv1", "short")
     assert network["short"].shapes == ((8, 4, 3, 3), (8, 4, 1, 1))
     assert [layer.macs for layer in network.layers] == [3888, 2592 + 288, 5184, 5184, 40]
+    assert network.layers[1].window == Window(
+        kernel=(3, 3),
+        stride=(2, 2),
+        padding=(1, 1),
+        dilation=(1, 1),
+        groups=1,
+        image=(6, 6),
+        output=(3, 3),
+    )
+    assert network.layers[4].window is None
     assert [layer.inputs for layer in network.layers] == [108, 144, 72, 72, 8]
     assert [layer.outputs for layer in network.layers] == [144, 72 + 72, 72, 72, 5]
     assert [layer.role for layer in network.layers] == ["first", "conv", "conv", "conv", "last"]

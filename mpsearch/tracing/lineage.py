@@ -14,6 +14,7 @@ from torch._ops import OpOverload
 from torch.nn.modules import module as hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mpsearch.network import Window
 from mpsearch.tracing.origins import INPUT, NOWHERE, Origin, Origins, Token, tensors
 from mpsearch.tracing.sites import Site
 
@@ -47,6 +48,7 @@ class Use:
     macs: int
     inputs: int
     outputs: int
+    window: Window | None = None
 
 
 @dataclass(frozen=True)
@@ -205,13 +207,22 @@ def _name(func: OpOverload) -> str:
 def _counted(use: Use, name: str, args: Any, output: Tensor) -> Use:
     """The use with its multiply-accumulates and outputs."""
     read, weight = (args[i] for i in _FACTORS[name])
-    each = output
     if name == "aten.convolution":
         each = read if args[6] else output  # a transposed one spreads every input
         macs = each.numel() * math.prod(weight.shape[1:])
+        use = replace(use, window=_window(args, output))
     else:
         macs = output.numel() * read.shape[-1]
     return replace(use, macs=0 if name == "aten.embedding" else macs, outputs=output.numel())
+
+
+def _window(args: Any, output: Tensor) -> Window:
+    """Of ``aten.convolution(read, weight, bias, stride, padding, dilation, transposed, ...)``."""
+    read, weight, _, stride, padding, dilation, transposed, _, groups = args
+    sizes = [weight.shape[2:], stride, padding, dilation]
+    kernel, stride, padding, dilation = (tuple(int(n) for n in size) for size in sizes)
+    image, made = (tuple(int(n) for n in t.shape[2:]) for t in (read, output))
+    return Window(kernel, stride, padding, dilation, int(groups), image, made, bool(transposed))
 
 
 def _written_by(use: Use, name: str) -> Origin:

@@ -214,6 +214,7 @@ def _layer(members: Sequence[Site], role: Mapping[str, str], run: Lineage, batch
         inputs=each(read.values()),
         outputs=each(use.outputs for use in uses),
         members=tuple(site.name for site in members),
+        window=next((use.window for use in uses if use.site == first.name), None),
     )
 
 
