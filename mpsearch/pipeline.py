@@ -14,7 +14,7 @@ from mpsearch.formats import Option
 from mpsearch.network import Network
 from mpsearch.problem import Budget, Constraint, Interaction, Problem, Solution, Status
 from mpsearch.protocols import Estimator, HardwareModel, Solver
-from mpsearch.registry import load
+from mpsearch.registry import make
 from mpsearch.tables import Cost, Table
 from mpsearch.task import Task
 
@@ -48,26 +48,21 @@ def estimate(
     batches = checked(task.batches)
     network = trace(task.model, batches[0]) if network is None else network
     recipe = Recipe() if recipe is None else recipe
-    estimator = _seeded("sensitivity", method, seed)
+    estimator = make("sensitivity", method, seed=seed) if isinstance(method, str) else method
     study = fingerprint(task.model, list(batches), str(task.loss), str(recipe), repr(estimator))
     sweep = replace(Sweep() if sweep is None else sweep, study=study)
     table: Table = estimator.estimate(task, network, tuple(options), recipe=recipe, sweep=sweep)
     return table
 
 
-def _seeded(kind: str, method: Any, seed: int) -> Any:
-    """The member of a name, with the seed where it has one."""
-    if not isinstance(method, str):
-        return method
-    made = load(kind, method)
-    return made(seed=seed) if "seed" in getattr(made, "__dataclass_fields__", {}) else made()
-
-
 def costs(
     network: Network, options: Sequence[Option], model: str | HardwareModel = "size"
 ) -> dict[str, Cost]:
-    """Every named cost a hardware model gives, by its name or the model."""
-    hardware: HardwareModel = load("hwmodels", model)() if isinstance(model, str) else model
+    """Every named cost a hardware model gives: the model, its name, or ``name:argument``.
+
+    ``mcu:stm32h743`` is a model and the device it prices, ``bitops:nncf`` one and its variant.
+    """
+    hardware: HardwareModel = make("hwmodels", model) if isinstance(model, str) else model
     return dict(hardware.costs(network, tuple(options)))
 
 
@@ -131,7 +126,7 @@ def _solver(solver: str | Solver) -> tuple[str, Solver]:
     if not isinstance(solver, str):
         return type(solver).__name__, solver
     name = DEFAULT_SOLVER if solver == "auto" else solver
-    made: Solver = load("solvers", name)()
+    made: Solver = make("solvers", name)
     return name, made
 
 

@@ -29,8 +29,9 @@ _OURS: dict[str, dict[str, str]] = {
         "digits": "mpsearch.demo.digits:task",
     },
     "backends": {},
-    "devices": {},
+    "devices": {},  # data files, see below
 }
+_DEVICES = "mpsearch.hwmodels.device"
 KINDS = tuple(_OURS)
 
 
@@ -43,18 +44,47 @@ def names(kind: str) -> dict[str, str]:
     if kind not in _OURS:
         raise LookupError(f"no kind is named {kind!r}; kinds are {', '.join(KINDS)}")
     theirs = {e.name: e.value for e in entry_points(group=f"mpsearch.{kind}")}
+    if kind == "devices":
+        files = importlib.import_module(_DEVICES).devices()
+        return theirs | {name: f"{each.model}: {each.title}" for name, each in files.items()}
     return dict(sorted((theirs | _OURS[kind]).items()))
 
 
 def load(kind: str, name: str) -> Any:
-    """What a name stands for: a class whose fields are its settings, or a function.
+    """What a name stands for: a class whose fields are its settings, a function, or a device.
 
     >>> load("solvers", "exhaustive").__module__
     'mpsearch.solvers.exhaustive'
     """
+    if kind == "devices":
+        return importlib.import_module(_DEVICES).device(name)
     known = names(kind)
     if name not in known:
         there = ", ".join(known) or "none in this version"
         raise LookupError(f"nothing in {kind} is named {name!r}; there are: {there}")
     module, _, attribute = known[name].partition(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+def make(kind: str, spec: str, **settings: Any) -> Any:
+    """The member of a name, or of ``name:argument``, where the argument is its first setting.
+
+    Of the settings it gets those it has.
+
+    >>> make("hwmodels", "bitops:nncf").variant
+    'nncf'
+    """
+    name, colon, argument = spec.partition(":")
+    made = load(kind, name)
+    fields = getattr(made, "__dataclass_fields__", {})
+    given = {key: value for key, value in settings.items() if key in fields}
+    if colon:
+        if not fields:
+            raise ValueError(f"{name!r} has no settings, so {spec!r} means nothing; write {name!r}")
+        first = next(iter(fields.values()))
+        number = {"int": int, "float": float}.get(str(getattr(first.type, "__name__", first.type)))
+        try:
+            given[first.name] = number(argument) if number else argument
+        except ValueError:
+            raise ValueError(f"{first.name} of {name!r} is a number, got {argument!r}") from None
+    return made(**given)
