@@ -9,9 +9,17 @@ if __name__ != "mpsearch.hwmodels":
 if TYPE_CHECKING:
     from mpsearch.hwmodels.ace import Ace
     from mpsearch.hwmodels.bitops import BitOps
+    from mpsearch.hwmodels.energy import Energy
     from mpsearch.hwmodels.size import Size
+    from mpsearch.hwmodels.systolic import Systolic
 else:
-    _modules = {"Ace": "ace", "BitOps": "bitops", "Size": "size"}
+    _modules = {
+        "Ace": "ace",
+        "BitOps": "bitops",
+        "Energy": "energy",
+        "Size": "size",
+        "Systolic": "systolic",
+    }
 
     def __getattr__(name: str) -> object:
         if name not in _modules:
@@ -19,4 +27,4 @@ else:
         return getattr(importlib.import_module(f"{__name__}.{_modules[name]}"), name)
 
 
-__all__ = ["Ace", "BitOps", "Size"]
+__all__ = ["Ace", "BitOps", "Energy", "Size", "Systolic"]

@@ -18,6 +18,8 @@ _OURS: dict[str, dict[str, str]] = {
         "size": "mpsearch.hwmodels.size:Size",
         "bitops": "mpsearch.hwmodels.bitops:BitOps",
         "ace": "mpsearch.hwmodels.ace:Ace",
+        "energy": "mpsearch.hwmodels.energy:Energy",
+        "systolic": "mpsearch.hwmodels.systolic:Systolic",
     },
     "solvers": {
         "milp": "mpsearch.solvers.milp:Milp",

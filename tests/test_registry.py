@@ -56,7 +56,7 @@ def test_unknown_kinds_and_names_say_what_there_is() -> None:
     ):
         registry.names("solver")
     with pytest.raises(
-        LookupError, match="nothing in devices is named 'h100'; there are: none in this"
+        LookupError, match="no device is named 'h100'; there are "
     ):
         registry.load("devices", "h100")
 
