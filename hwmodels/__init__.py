@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from mpsearch.hwmodels.ace import Ace
     from mpsearch.hwmodels.bitops import BitOps
     from mpsearch.hwmodels.energy import Energy
+    from mpsearch.hwmodels.lookup import Lookup
     from mpsearch.hwmodels.size import Size
     from mpsearch.hwmodels.systolic import Systolic
 else:
@@ -17,6 +18,7 @@ else:
         "Ace": "ace",
         "BitOps": "bitops",
         "Energy": "energy",
+        "Lookup": "lookup",
         "Size": "size",
         "Systolic": "systolic",
     }
@@ -27,4 +29,4 @@ else:
         return getattr(importlib.import_module(f"{__name__}.{_modules[name]}"), name)
 
 
-__all__ = ["Ace", "BitOps", "Energy", "Size", "Systolic"]
+__all__ = ["Ace", "BitOps", "Energy", "Lookup", "Size", "Systolic"]

@@ -19,6 +19,7 @@ _OURS: dict[str, dict[str, str]] = {
         "bitops": "mpsearch.hwmodels.bitops:BitOps",
         "ace": "mpsearch.hwmodels.ace:Ace",
         "energy": "mpsearch.hwmodels.energy:Energy",
+        "lookup": "mpsearch.hwmodels.lookup:Lookup",
         "systolic": "mpsearch.hwmodels.systolic:Systolic",
     },
     "solvers": {
