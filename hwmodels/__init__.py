@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from mpsearch.hwmodels.bitops import BitOps
     from mpsearch.hwmodels.energy import Energy
     from mpsearch.hwmodels.lookup import Lookup
+    from mpsearch.hwmodels.roofline import Roofline
     from mpsearch.hwmodels.size import Size
     from mpsearch.hwmodels.systolic import Systolic
 else:
@@ -19,6 +20,7 @@ else:
         "BitOps": "bitops",
         "Energy": "energy",
         "Lookup": "lookup",
+        "Roofline": "roofline",
         "Size": "size",
         "Systolic": "systolic",
     }
@@ -29,4 +31,4 @@ else:
         return getattr(importlib.import_module(f"{__name__}.{_modules[name]}"), name)
 
 
-__all__ = ["Ace", "BitOps", "Energy", "Lookup", "Size", "Systolic"]
+__all__ = ["Ace", "BitOps", "Energy", "Lookup", "Roofline", "Size", "Systolic"]
