@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mpsearch.hwmodels.lookup import Lookup
     from mpsearch.hwmodels.roofline import Roofline
     from mpsearch.hwmodels.size import Size
+    from mpsearch.hwmodels.sram import Sram
     from mpsearch.hwmodels.systolic import Systolic
 else:
     _modules = {
@@ -22,6 +23,7 @@ else:
         "Lookup": "lookup",
         "Roofline": "roofline",
         "Size": "size",
+        "Sram": "sram",
         "Systolic": "systolic",
     }
 
@@ -31,4 +33,4 @@ else:
         return getattr(importlib.import_module(f"{__name__}.{_modules[name]}"), name)
 
 
-__all__ = ["Ace", "BitOps", "Energy", "Lookup", "Roofline", "Size", "Systolic"]
+__all__ = ["Ace", "BitOps", "Energy", "Lookup", "Roofline", "Size", "Sram", "Systolic"]

@@ -21,6 +21,7 @@ _OURS: dict[str, dict[str, str]] = {
         "energy": "mpsearch.hwmodels.energy:Energy",
         "lookup": "mpsearch.hwmodels.lookup:Lookup",
         "roofline": "mpsearch.hwmodels.roofline:Roofline",
+        "sram": "mpsearch.hwmodels.sram:Sram",
         "systolic": "mpsearch.hwmodels.systolic:Systolic",
     },
     "solvers": {
