@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from mpsearch.hwmodels.bitops import BitOps
     from mpsearch.hwmodels.energy import Energy
     from mpsearch.hwmodels.lookup import Lookup
+    from mpsearch.hwmodels.mcu import Mcu
     from mpsearch.hwmodels.roofline import Roofline
     from mpsearch.hwmodels.size import Size
     from mpsearch.hwmodels.sram import Sram
@@ -21,6 +22,7 @@ else:
         "BitOps": "bitops",
         "Energy": "energy",
         "Lookup": "lookup",
+        "Mcu": "mcu",
         "Roofline": "roofline",
         "Size": "size",
         "Sram": "sram",
@@ -33,4 +35,4 @@ else:
         return getattr(importlib.import_module(f"{__name__}.{_modules[name]}"), name)
 
 
-__all__ = ["Ace", "BitOps", "Energy", "Lookup", "Roofline", "Size", "Sram", "Systolic"]
+__all__ = ["Ace", "BitOps", "Energy", "Lookup", "Mcu", "Roofline", "Size", "Sram", "Systolic"]

@@ -20,6 +20,7 @@ _OURS: dict[str, dict[str, str]] = {
         "ace": "mpsearch.hwmodels.ace:Ace",
         "energy": "mpsearch.hwmodels.energy:Energy",
         "lookup": "mpsearch.hwmodels.lookup:Lookup",
+        "mcu": "mpsearch.hwmodels.mcu:Mcu",
         "roofline": "mpsearch.hwmodels.roofline:Roofline",
         "sram": "mpsearch.hwmodels.sram:Sram",
         "systolic": "mpsearch.hwmodels.systolic:Systolic",
