@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from mpsearch.hwmodels.ace import Ace
     from mpsearch.hwmodels.bitops import BitOps
     from mpsearch.hwmodels.energy import Energy
+    from mpsearch.hwmodels.fpga import Fpga
     from mpsearch.hwmodels.lookup import Lookup
     from mpsearch.hwmodels.mcu import Mcu
     from mpsearch.hwmodels.roofline import Roofline
@@ -21,6 +22,7 @@ else:
         "Ace": "ace",
         "BitOps": "bitops",
         "Energy": "energy",
+        "Fpga": "fpga",
         "Lookup": "lookup",
         "Mcu": "mcu",
         "Roofline": "roofline",
@@ -35,4 +37,15 @@ else:
         return getattr(importlib.import_module(f"{__name__}.{_modules[name]}"), name)
 
 
-__all__ = ["Ace", "BitOps", "Energy", "Lookup", "Mcu", "Roofline", "Size", "Sram", "Systolic"]
+__all__ = [
+    "Ace",
+    "BitOps",
+    "Energy",
+    "Fpga",
+    "Lookup",
+    "Mcu",
+    "Roofline",
+    "Size",
+    "Sram",
+    "Systolic",
+]

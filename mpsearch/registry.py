@@ -19,6 +19,7 @@ _OURS: dict[str, dict[str, str]] = {
         "bitops": "mpsearch.hwmodels.bitops:BitOps",
         "ace": "mpsearch.hwmodels.ace:Ace",
         "energy": "mpsearch.hwmodels.energy:Energy",
+        "fpga": "mpsearch.hwmodels.fpga:Fpga",
         "lookup": "mpsearch.hwmodels.lookup:Lookup",
         "mcu": "mpsearch.hwmodels.mcu:Mcu",
         "roofline": "mpsearch.hwmodels.roofline:Roofline",
