@@ -11,17 +11,19 @@ from mpsearch import registry
 
 if TYPE_CHECKING:
     from mpsearch import export
-    from mpsearch.allocation import Allocation, Frontier, Infeasible
+    from mpsearch.allocation import Allocation, Infeasible
+    from mpsearch.choosing import Choice, choose
     from mpsearch.documents import load_problem, load_table, save_problem, save_table
     from mpsearch.formats import Format, Option, options
+    from mpsearch.fronts import frontier
     from mpsearch.network import Layer, Network, numbered
+    from mpsearch.pareto import Frontier
     from mpsearch.pipeline import (
         Allocator,
         Search,
         cost,
         costs,
         estimate,
-        frontier,
         search,
         solve,
     )
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from mpsearch.protocols import Backend, Estimator, HardwareModel, Solver
     from mpsearch.quant.model import quantize, quantized_like
     from mpsearch.quant.recipe import Recipe
+    from mpsearch.questions import Nested, nested, tolerance, top_k
     from mpsearch.reading import BadDocument
     from mpsearch.sweep import Sweep
     from mpsearch.tables import Stages, Table
@@ -40,11 +43,15 @@ __version__ = "0.1.0"
 
 # Names, not imports: nothing is loaded before it is used, torch last of all.
 _HOME = {
-    "allocation": "Allocation Frontier Infeasible",
+    "allocation": "Allocation Infeasible",
+    "choosing": "Choice choose",
     "documents": "load_problem load_table save_problem save_table",
     "formats": "Format Option options",
     "network": "Layer Network numbered",
-    "pipeline": "Allocator Search cost costs estimate frontier search solve",
+    "pareto": "Frontier",
+    "fronts": "frontier",
+    "pipeline": "Allocator Search cost costs estimate search solve",
+    "questions": "Nested nested tolerance top_k",
     "problem": "Budget Constraint Interaction Problem Solution Status",
     "protocols": "Backend Estimator HardwareModel Solver",
     "quant.model": "quantize quantized_like",
@@ -64,6 +71,7 @@ __all__ = [
     "Backend",
     "BadDocument",
     "Budget",
+    "Choice",
     "Constraint",
     "Estimator",
     "Format",
@@ -72,6 +80,7 @@ __all__ = [
     "Infeasible",
     "Interaction",
     "Layer",
+    "Nested",
     "Network",
     "Option",
     "Problem",
@@ -84,6 +93,7 @@ __all__ = [
     "Sweep",
     "Table",
     "Task",
+    "choose",
     "cost",
     "costs",
     "estimate",
@@ -91,6 +101,7 @@ __all__ = [
     "frontier",
     "load_problem",
     "load_table",
+    "nested",
     "numbered",
     "options",
     "quantize",
@@ -100,6 +111,8 @@ __all__ = [
     "save_table",
     "search",
     "solve",
+    "tolerance",
+    "top_k",
     "trace",
     "verify",
 ]

@@ -1,19 +1,20 @@
-"""What a search gives: an option for every layer, and the frontier such answers make."""
+"""What a search gives: an option for every layer."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any
 
-from mpsearch.documents import layer_document, read_layers, schema
+from mpsearch.documents import schema
 from mpsearch.formats import Option
-from mpsearch.network import Layer
 from mpsearch.problem import Problem, Solution, Status
 from mpsearch.reading import BadDocument, Node, read, write
 
+if TYPE_CHECKING:
+    from mpsearch.conflict import Conflict
+
 ALLOCATION = "mpsearch/allocation/1"
-FRONTIER = "mpsearch/frontier/1"
 
 
 class Infeasible(ValueError):
@@ -21,12 +22,17 @@ class Infeasible(ValueError):
 
     Attributes:
         least: For every budgeted cost the least value any allocation has.
+        conflict: Which budgets conflict, what holds them up, and what would do; where that was
+            looked for.
     """
 
-    def __init__(self, message: str, least: Mapping[str, float]) -> None:
+    def __init__(
+        self, message: str, least: Mapping[str, float], conflict: "Conflict | None" = None
+    ) -> None:
         """Keep what is achievable beside the message."""
         super().__init__(message)
         self.least = dict(least)
+        self.conflict = conflict
 
 
 @dataclass(frozen=True)
@@ -267,126 +273,3 @@ def _read_baseline(node: Node | None, layers: Mapping[str, Option]) -> Baseline 
         raise BadDocument(f"{node.place}: has neither 'option' nor 'layers'; one is required")
     cost = {name: entry.number() for name, entry in members["cost"].members().items()}
     return Baseline(chosen, members["loss"].number(), cost, option)
-
-
-@dataclass(frozen=True)
-class Point:
-    """One allocation of a frontier: an option index per layer."""
-
-    choice: tuple[int, ...]
-    loss: float
-    bound: float
-    cost: Mapping[str, float]
-
-
-@dataclass(frozen=True, eq=False)
-class Frontier(Sequence[Allocation]):
-    """Allocations none of which is beaten in both loss and cost, cheapest first.
-
-    Attributes:
-        layers: The layers a point chooses for.
-        options: What it chooses from.
-        unit: What the loss counts.
-        points: Cheapest first.
-        units: What each cost counts, where known.
-        span: Sum over layers of (largest - smallest loss), the scale of gaps.
-        recipe: How the network is quantized once options are chosen.
-        provenance: Versions, methods, seeds and hashes.
-    """
-
-    layers: tuple[Layer, ...]
-    options: tuple[Option, ...]
-    unit: str
-    points: tuple[Point, ...]
-    units: Mapping[str, str] = field(default_factory=dict)
-    span: float = 0.0
-    recipe: Mapping[str, Any] | None = None
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        """How many points."""
-        return len(self.points)
-
-    @overload
-    def __getitem__(self, index: int) -> Allocation: ...
-    @overload
-    def __getitem__(self, index: slice) -> "Frontier": ...
-    def __getitem__(self, index: int | slice) -> "Allocation | Frontier":
-        """A point as an allocation."""
-        if isinstance(index, slice):
-            return replace(self, points=self.points[index])
-        point = self.points[index]
-        closed = point.loss - point.bound <= 1e-9 * self.span
-        return Allocation(
-            {n.name: self.options[c] for n, c in zip(self.layers, point.choice, strict=True)},
-            {layer.name: layer.modules for layer in self.layers},
-            point.loss,
-            self.unit,
-            point.bound,
-            Status.OPTIMAL if closed else Status.FEASIBLE,
-            {name: Figure(v, self.units.get(name, name)) for name, v in point.cost.items()},
-            self.recipe,
-            provenance=self.provenance,
-        )
-
-    def document(self) -> dict[str, Any]:
-        """The frontier as ``mpsearch/frontier/1``."""
-        return {
-            "schema": FRONTIER,
-            "layers": [layer_document(layer) for layer in self.layers],
-            "options": [str(option) for option in self.options],
-            "loss": {"unit": self.unit},
-            "points": [
-                {
-                    "choice": list(p.choice),
-                    "loss": p.loss,
-                    "bound": p.bound if math.isfinite(p.bound) else None,
-                    "cost": dict(p.cost),
-                }
-                for p in self.points
-            ],
-        }
-
-    def save(self, path: str | Path) -> None:
-        """Write JSON, whole or not at all."""
-        write(path, self.document())
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Frontier":
-        """Read what :meth:`save` wrote; ``BadDocument`` names what is wrong, and where."""
-        return read_frontier(read(path))
-
-
-def read_frontier(node: Node) -> Frontier:
-    """The frontier a document states."""
-    members = schema(node, FRONTIER).object("schema layers options loss points")
-    layers, options = read_layers(members)
-    unit = members["loss"].object("unit")["unit"].text()
-    points = tuple(_read_point(p, len(layers), len(options)) for p in members["points"].items())
-    for earlier, later, entry in zip(
-        points, points[1:], members["points"].items()[1:], strict=False
-    ):
-        if len(later.cost) == 1 and not (
-            _only(later) > _only(earlier) and later.loss < earlier.loss
-        ):
-            raise BadDocument(
-                f"{entry.place}: is beaten by the point before it; points stand cheapest first,"
-                " each with less loss than the one before"
-            )
-    return Frontier(layers, options, unit, points)
-
-
-def _only(point: Point) -> float:
-    return next(iter(point.cost.values()))
-
-
-def _read_point(node: Node, rows: int, columns: int) -> Point:
-    members = node.object("choice loss bound cost")
-    choice = []
-    for entry in members["choice"].items(exactly=rows):
-        if entry.count() >= columns:
-            raise entry.error(f"an option's index, below {columns}")
-        choice.append(entry.count())
-    bound = -math.inf if members["bound"].none() else members["bound"].number()
-    cost = {name: entry.number() for name, entry in members["cost"].members().items()}
-    return Point(tuple(choice), members["loss"].number(), bound, cost)

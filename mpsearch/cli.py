@@ -23,7 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         said = command(arguments.command)(arguments)
     except Infeasible as reason:
-        return _failed(arguments, str(reason), INFEASIBLE, least=reason.least)
+        told = {} if reason.conflict is None else {"conflict": reason.conflict.document()}
+        return _failed(arguments, str(reason), INFEASIBLE, least=reason.least, **told)
     except (ValueError, LookupError, TypeError, OSError, ImportError, RuntimeError) as reason:
         message = reason.args[0] if isinstance(reason, KeyError) and reason.args else reason
         return _failed(arguments, str(message), BAD_INPUT)
@@ -93,6 +94,7 @@ def parser() -> argparse.ArgumentParser:
             "backends",
             "devices",
             "exporters",
+            "frontiers",
             "networks",
         ],
     )
@@ -156,7 +158,7 @@ def _search(verb: argparse.ArgumentParser) -> None:
     )
     verb.add_argument("--device", help="a device whose model prices latency, sram and flash")
     verb.add_argument("--solver", default="auto")
-    verb.add_argument("--points", type=int, default=15, help="budgets solved for the frontier")
+    verb.add_argument("--points", type=int, default=60, help="most points of the frontier")
     verb.add_argument("--measure", type=int, default=3, help="points of the frontier run for real")
     verb.add_argument("--no-verify", action="store_true", help="predict only")
     verb.add_argument("--save-problem", metavar="FILE", help="for another budget without the model")
@@ -182,16 +184,35 @@ def _cost(verb: argparse.ArgumentParser) -> None:
 
 def _solve(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("problem")
-    verb.add_argument("--solver", default="auto")
+    verb.add_argument("--solver", default="auto", help="see: list solvers; auto says which and why")
     _budgets(verb)
-    _output(verb, "the allocation")
+    asked = verb.add_mutually_exclusive_group()
+    asked.add_argument(
+        "--within",
+        metavar="LOSS",
+        help="the least --cost whose loss stays within: a number, 5%% above the best allocation's,"
+        " or reference+5%%",
+    )
+    asked.add_argument(
+        "--nested",
+        metavar="NAME=VALUE,...",
+        help="an allocation for each of these budgets in which no layer ever loses bits",
+    )
+    asked.add_argument("--top", type=int, metavar="K", help="the K best allocations, --apart")
+    verb.add_argument("--cost", metavar="NAME", help="the cost that --within makes least")
+    verb.add_argument("--apart", type=int, metavar="D", help="layers that --top's differ in (1)")
+    _output(verb, "the allocation (several as FILE-1.json, FILE-2.json, ...)")
 
 
 def _frontier(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("problem")
-    verb.add_argument("--cost", help="the cost along the frontier; needed where there are several")
-    verb.add_argument("--solver", default="auto")
-    verb.add_argument("--points", type=int, default=20, help="budgets solved")
+    verb.add_argument(
+        "--cost",
+        metavar="NAME[,NAME]",
+        help="the cost along the frontier, or two of them; needed where there are several",
+    )
+    verb.add_argument("--solver", default="auto", help="see: list solvers; auto says which and why")
+    verb.add_argument("--points", type=int, default=200, help="most points, or budgets solved")
     _output(verb, "the frontier")
 
 

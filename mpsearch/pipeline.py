@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from mpsearch.allocation import Allocation, Frontier, Infeasible, Point
-from mpsearch.baselines import guard, template, uniform, uniform_choices
+from mpsearch.allocation import Allocation
+from mpsearch.baselines import guard, template, uniform
+from mpsearch.choosing import chosen
 from mpsearch.formats import Option
+from mpsearch.fronts import infeasible
 from mpsearch.network import Network
-from mpsearch.problem import Budget, Constraint, Interaction, Problem, Solution, Status
+from mpsearch.problem import Budget, Constraint, Interaction, Problem, Status
 from mpsearch.protocols import Estimator, HardwareModel, Solver
 from mpsearch.registry import make
 from mpsearch.tables import Cost, Table
@@ -21,8 +23,6 @@ from mpsearch.task import Task
 if TYPE_CHECKING:
     from mpsearch.quant.recipe import Recipe
     from mpsearch.sweep import Sweep
-
-DEFAULT_SOLVER = "milp"
 
 
 def estimate(
@@ -106,155 +106,25 @@ def solve(
             tuple(constraints),
             tuple(interactions),
         )
-    name, by = _solver(solver)
+    by, choice = chosen(solver, problem)
     solution = by.solve(problem)
     if solution.status is Status.INFEASIBLE:
         raise infeasible(problem)
     if solution.status is Status.UNKNOWN:
-        raise RuntimeError(f"solver {name!r}: {solution.status.value}")
+        raise RuntimeError(f"solver {choice.name!r}: {solution.status.value}")
     answer = replace(
         Allocation.of(problem, solution),
         uniform=uniform(problem),
         template=template(problem, by),
-        provenance=_provenance(solver=solution.solver or name),
+        provenance=_provenance(**choice.provenance(solution.solver)),
     )
     return guard(answer)
-
-
-def _solver(solver: str | Solver) -> tuple[str, Solver]:
-    """A solver and its name; ``auto`` is the one that proves its answer at every shape we take."""
-    if not isinstance(solver, str):
-        return type(solver).__name__, solver
-    name = DEFAULT_SOLVER if solver == "auto" else solver
-    made: Solver = make("solvers", name)
-    return name, made
 
 
 def _provenance(**what: Any) -> dict[str, Any]:
     from mpsearch import __version__
 
     return {"mpsearch": __version__} | what
-
-
-def infeasible(problem: Problem) -> Infeasible:
-    """The error that says what is achievable, budget by budget."""
-    merged, _ = problem.merged()
-    least = {budget.cost.name: budget.cost.least() for budget in merged.budgets}
-    short = [
-        f"{b.cost.name}: {b.limit} asked, {least[b.cost.name]} is the least achievable"
-        f" ({b.cost.unit})"
-        for b in merged.budgets
-        if b.limit < least[b.cost.name]
-    ]
-    why = "; ".join(short) or "each budget is achievable alone, but not all conditions together"
-    return Infeasible(
-        f"no allocation is within every budget: {why}; loosen it or add cheaper options", least
-    )
-
-
-def frontier(
-    loss: Table | Problem,
-    cost: Cost | str | None = None,
-    *,
-    solver: str | Solver = "auto",
-    points: int = 20,
-    sweep: "Sweep | None" = None,
-) -> Frontier:
-    """Allocations none of which is beaten in both loss and cost, cheapest first.
-
-    At most ``points`` budgets are solved, evenly spread from the least cost to that of the least
-    loss, and at every uniform option's cost; of equal losses the cheapest is kept.
-    """
-    from mpsearch.sweep import Sweep
-
-    problem = loss if isinstance(loss, Problem) else Problem(loss, (), (_of(cost),))
-    chosen = _cost_named(problem, cost)
-    other = tuple(b for b in problem.budgets if b.cost is not chosen)
-    problem = replace(problem, budgets=other)
-    _, by = _solver(solver)
-    found: list[Point] = []
-    for limit in (sweep or Sweep()).steps("frontier", _limits(problem, chosen, by, points)):
-        found += _point(problem, chosen, limit, by)
-    if not found:
-        raise infeasible(problem)
-    table = problem.loss
-    return Frontier(
-        tuple(table.layers),
-        table.options,
-        table.unit,
-        tuple(_undominated(found, chosen.name)),
-        {c.name: c.unit for c in problem.costs},
-        problem.span,
-    )
-
-
-def _of(cost: Any) -> Cost:
-    if cost is None or isinstance(cost, str):
-        raise TypeError(f"a frontier of a loss table needs a cost table too, got {cost!r}")
-    made: Cost = cost
-    return made
-
-
-def _cost_named(problem: Problem, cost: Cost | str | None) -> Cost:
-    if cost is not None and not isinstance(cost, str):
-        return next(c for c in problem.costs if c.name == cost.name)
-    known = {c.name: c for c in problem.costs}
-    if cost is None and len(known) == 1:
-        return next(iter(known.values()))
-    if cost not in known:
-        raise LookupError(f"no cost is named {cost!r}; there are: {', '.join(known) or 'none'}")
-    return known[cost]
-
-
-def _limits(problem: Problem, cost: Cost, solver: Solver, points: int) -> list[float]:
-    """Budgets from the cheapest allocation to that of least loss, and those of uniform options."""
-    best = solver.solve(problem)
-    if not best.choice:
-        return []
-    low = cost.least()
-    high = max(cost.total(best.choice), low)
-    steps = max(points - 1, 1)
-    even = [low + (high - low) * step / steps for step in range(steps)] + [high]
-    if cost.exact:
-        even = [int(limit) for limit in even]
-    whole = [cost.total(choice) for _, choice in uniform_choices(problem)]
-    return sorted({*even, *(limit for limit in whole if low <= limit <= high)})
-
-
-def _point(problem: Problem, cost: Cost, limit: float, solver: Solver) -> list[Point]:
-    held = replace(problem, budgets=(*problem.budgets, Budget(cost, limit)))
-    solution = solver.solve(held)
-    if not solution.choice:
-        return []
-    choice = _cheapest(held, cost, solution, solver)
-    every = {c.name: c.total(choice) for c in problem.costs}
-    return [Point(choice, problem.total(choice), solution.bound, every)]
-
-
-def _cheapest(problem: Problem, cost: Cost, solution: Solution, solver: Solver) -> tuple[int, ...]:
-    """Of the choices with no more loss, the cheapest one."""
-    if not isinstance(cost, Table) or cost.reduce != "sum" or problem.interactions:
-        return solution.choice
-    loss = replace(problem.loss, name="loss of the point")
-    turned = replace(
-        problem,
-        loss=cost,
-        budgets=(*problem.budgets, Budget(loss, solution.loss)),
-        costs=problem.costs,
-    )
-    cheaper = solver.solve(turned).choice
-    keeps = cheaper and problem.total(cheaper) <= solution.loss and problem.feasible(cheaper)
-    return (
-        cheaper if keeps and cost.total(cheaper) < cost.total(solution.choice) else solution.choice
-    )
-
-
-def _undominated(found: Sequence[Point], name: str) -> list[Point]:
-    kept: list[Point] = []
-    for point in sorted(found, key=lambda p: (p.cost[name], p.loss)):
-        if not kept or point.loss < kept[-1].loss:
-            kept.append(point)
-    return kept
 
 
 @dataclass(frozen=True, eq=False)

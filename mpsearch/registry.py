@@ -5,6 +5,7 @@ party's are entry points of the group ``mpsearch.<kind>``; they do not replace o
 """
 
 import importlib
+from dataclasses import MISSING, Field
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -27,8 +28,27 @@ _OURS: dict[str, dict[str, str]] = {
         "systolic": "mpsearch.hwmodels.systolic:Systolic",
     },
     "solvers": {
+        "exact": "mpsearch.solvers.exact:Exact",
         "milp": "mpsearch.solvers.milp:Milp",
+        "lagrange": "mpsearch.solvers.lagrange:Lagrange",
+        "frontier-exact": "mpsearch.solvers.frontier_exact:FrontierExact",
+        "quadratic": "mpsearch.solvers.quadratic:Quadratic",
+        "nsga2": "mpsearch.solvers.nsga2:NSGA2",
+        "optuna": "mpsearch.solvers.optuna_search:OptunaSearch",
+        "evolution": "mpsearch.solvers.evolution:Evolution",
+        "genetic": "mpsearch.solvers.genetic:Genetic",
+        "waterfill": "mpsearch.solvers.waterfill:Waterfill",
+        "greedy": "mpsearch.solvers.greedy:Greedy",
+        "hawq-v2": "mpsearch.solvers.hawq_v2:HawqV2",
+        "dp": "mpsearch.solvers.dp:Dp",
+        "two-level": "mpsearch.solvers.two_level:TwoLevel",
+        "few-formats": "mpsearch.solvers.few_formats:FewFormats",
         "exhaustive": "mpsearch.solvers.exhaustive:Exhaustive",
+    },
+    "frontiers": {
+        "frontier-exact": "mpsearch.solvers.frontier_exact:FrontierExact",
+        "frontier-three": "mpsearch.solvers.frontier_three:FrontierThree",
+        "supported": "mpsearch.solvers.supported:Supported",
     },
     "exporters": {"torchao": "mpsearch.export.torchao:torchao"},
     "networks": {
@@ -85,6 +105,9 @@ def make(kind: str, spec: str, **settings: Any) -> Any:
     made = load(kind, name)
     fields = getattr(made, "__dataclass_fields__", {})
     given = {key: value for key, value in settings.items() if key in fields}
+    needed = [f for f in fields.values() if f.init and not _has_default(f)]
+    if needed and not colon and not {f.name for f in needed} <= given.keys():
+        raise ValueError(f"{name!r} needs {needed[0].name}: write {name}:{needed[0].name.upper()}")
     if colon:
         if not fields:
             raise ValueError(f"{name!r} has no settings, so {spec!r} means nothing; write {name!r}")
@@ -95,3 +118,7 @@ def make(kind: str, spec: str, **settings: Any) -> Any:
         except ValueError:
             raise ValueError(f"{first.name} of {name!r} is a number, got {argument!r}") from None
     return made(**given)
+
+
+def _has_default(setting: Field[Any]) -> bool:
+    return setting.default is not MISSING or setting.default_factory is not MISSING

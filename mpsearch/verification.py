@@ -11,10 +11,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mpsearch.allocation import Allocation, Baseline, Frontier
+from mpsearch.allocation import Allocation, Baseline
 from mpsearch.baselines import instead, name
 from mpsearch.batches import call, checked, divergence, tensor_of, unit
 from mpsearch.formats import Option
+from mpsearch.pareto import Frontier
 from mpsearch.quant.model import quantize
 from mpsearch.quant.recipe import Recipe
 from mpsearch.sweep import Sweep

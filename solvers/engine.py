@@ -18,43 +18,39 @@ from mpsearch.tables import Floats
 Integers = NDArray[np.int64]
 Engine = Literal["highs", "cbc"]
 LOSS, ROW = 1e6, 1e4
-DOUBT = 1e-10  # of the total loss: more than the tolerances of an engine add up to
 
 
 @dataclass(frozen=True, eq=False)
 class Word:
-    """What an engine says.
+    """What an engine says; nothing of it is proven.
 
     Attributes:
         picks: (n,) an option of every class, where it found an answer.
-        bound: What no answer's sum of gains is below, less its tolerances; minus infinity where
-            it says nothing.
-        infeasible: Whether it says that there is no answer.
+        says: ``optimal`` or ``infeasible`` where it claims that; else empty.
     """
 
     picks: Integers | None
-    bound: float
-    infeasible: bool
+    says: Literal["optimal", "infeasible", ""] = ""
 
 
 def asked(program: Program, engine: Engine, seconds: float, shift: Floats) -> Word:
     """What the engine says of a program whose rows have so much more room (in row units)."""
     if seconds <= 0:
-        return Word(None, -np.inf, infeasible=False)
+        return Word(None)
     free = np.flatnonzero(np.bincount(program.owner)[program.owner] > 1)
     model, taken = _model(program, free, _limits(program) + shift)
     try:
         model.solve(_solver(engine, seconds))
     except pulp.PulpSolverError:
-        return Word(None, -np.inf, infeasible=False)
+        return Word(None)
     if model.sol_status == pulp.LpSolutionInfeasible:
-        return Word(None, -np.inf, infeasible=True)
+        return Word(None, "infeasible")
     if model.sol_status not in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible):
-        return Word(None, _bound(model, engine), infeasible=False)
+        return Word(None)
     value = np.full(len(program.owner), 2.0)
     value[free] = [variable.varValue or 0.0 for variable in taken]
     picks = np.lexsort((-value, program.owner))[program.starts]
-    return Word(picks, _bound(model, engine), infeasible=False)
+    return Word(picks, "optimal" if model.sol_status == pulp.LpSolutionOptimal else "")
 
 
 def _model(program: Program, free: Integers, limits: Floats) -> tuple[Any, list[Any]]:
@@ -114,14 +110,3 @@ def _solver(engine: Engine, seconds: float) -> Any:
         primal_feasibility_tolerance=1e-9,
         dual_feasibility_tolerance=1e-9,
     )
-
-
-def _bound(model: Any, engine: Engine) -> float:
-    """What the engine says no answer is below, in gains, less what its tolerances may hide."""
-    if engine == "highs":
-        said = float(model.solverModel.getInfo().mip_dual_bound)
-    elif model.sol_status == pulp.LpSolutionOptimal:
-        said = float(pulp.value(model.objective))
-    else:
-        said = -np.inf
-    return said / LOSS - DOUBT if np.isfinite(said) else -np.inf

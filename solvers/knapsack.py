@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpsearch.problem import RELATIVE_TOLERANCE, Problem, Solution, Status, infeasible
-from mpsearch.tables import Mask, Numbers, Stages, Table
+from mpsearch.tables import Floats, Mask, Numbers, Stages, Table
 from mpsearch.ties import groups_of
 
 Integers = NDArray[np.int64]
 BITS = 60  # sums of gains and of usages stay below 2 to this
-CHUNK = 1 << 16  # rows taken at a time, so that a million need little memory
+CHUNK = 1 << 13  # rows taken at a time, so that they stay in the cache
+SHORT = 16  # options up to which columns are reduced one by one
 ULP = 2.0**-52
 
 
@@ -216,18 +217,17 @@ class _Counted:
 
 def _counted(table: Table, columns: NDArray[np.integer], index: Integers | None) -> _Counted:
     """A table's numbers as integers, tied layers added up."""
-    unit, slip = _unit(table, columns, index)
+    unit, slip, low = _unit(table, columns, index)
+    lows = _sums(low)
     counts = np.zeros(columns.shape, np.int64)
-    lows: list[float] = []
     for rows, values in _chunks(table, columns, index):
-        low = values.min(axis=1)
-        lows += _sums(low)
+        above = _above(values, low[rows], unit)
         if index is None:
-            counts[rows] = _above(values, low, unit)
+            counts[rows] = above
         else:
-            np.add.at(counts, index[rows], _above(values, low, unit))
+            np.add.at(counts, index[rows], above)
     if index is not None:
-        least = counts.min(axis=1)
+        least = _reduced(np.minimum, counts)
         counts -= least[:, None]
         common = int(least.sum())
         fine = common & ((1 << 32) - 1)
@@ -249,16 +249,30 @@ def _chunks(
         yield rows, values
 
 
+def _reduced(take: np.ufunc, values: Numbers) -> Numbers:
+    """(n,) the least or the largest of each row: column by column where rows are short."""
+    if values.shape[1] > SHORT:
+        return np.asarray(take.reduce(values, axis=1))
+    found = values[:, 0].copy()
+    for column in range(1, values.shape[1]):
+        take(found, values[:, column], out=found)
+    return found
+
+
 def _sums(low: Numbers) -> list[float]:
     """A few floats that add up to the numbers, exactly."""
     if low.dtype == np.int64:
         high = int((low >> 26).sum()) << 26
         return [*_floats(high), *_floats(int((low & ((1 << 26) - 1)).sum()))]
     parts: list[float] = []
-    rest = math.fsum(np.ascontiguousarray(low).data)
-    while rest:
-        parts.append(rest)
-        rest = math.fsum((*np.ascontiguousarray(low).data, *(-part for part in parts)))
+    rest = low
+    while (largest := float(np.abs(rest).max())) > 0:
+        # Leading bits, so few that their sum is exact (Rump, Ogita and Oishi, "Accurate
+        # floating-point summation", SIAM Journal on Scientific Computing 31, 2008).
+        ruler = math.ldexp(1.0, math.frexp(largest)[1] + len(rest).bit_length() + 1)
+        leading = (ruler + rest) - ruler
+        parts.append(float(leading.sum()))
+        rest = rest - leading
     return parts
 
 
@@ -271,40 +285,53 @@ def _floats(whole: int) -> list[float]:
     return parts
 
 
-def _unit(table: Table, columns: NDArray[np.integer], index: Integers | None) -> tuple[float, int]:
-    """What to count a table in, and by how many counts a total may then be off."""
+def _unit(
+    table: Table, columns: NDArray[np.integer], index: Integers | None
+) -> tuple[float, int, Numbers]:
+    """What to count a table in, by how many counts a total may be off, and the least of layers."""
     size = 0.0
-    for _, values in _chunks(table, columns, index):
-        wide = values.astype(np.float64)
-        size += float((wide.max(axis=1) - wide.min(axis=1)).sum())
+    low = np.empty(len(table.values), table.values.dtype)
+    for rows, values in _chunks(table, columns, index):
+        low[rows] = _reduced(np.minimum, values)
+        high = _reduced(np.maximum, values).astype(np.float64)
+        size += float((high - low[rows].astype(np.float64)).sum())
     if table.values.dtype == np.int64 and size < 2.0**BITS:
-        return 1.0, 0
+        return 1.0, 0, low
     exponent = max(math.frexp(size)[1] - BITS, -1074) if size else -1074
     if table.values.dtype == np.int64:
-        return math.ldexp(1.0, exponent), len(table.layers)
+        return math.ldexp(1.0, exponent), len(table.layers), low
     exact = True
     with np.errstate(over="ignore", under="ignore"):
         for _, values in _chunks(table, columns, index):
             scaled = np.ldexp(values, -exponent)
-            exact = exact and bool((np.floor(scaled) == scaled).all())
-    return math.ldexp(1.0, exponent), 0 if exact else len(table.layers)
+            exact = bool((np.floor(scaled) == scaled).all())
+            if not exact:
+                break
+    return math.ldexp(1.0, exponent), 0 if exact else len(table.layers), low
 
 
 def _above(values: Numbers, low: Numbers, unit: float) -> Integers:
     """How many counts each number lies above the least of its row, rounded to at most one off."""
+    under = np.repeat(low, values.shape[1]).reshape(values.shape)  # quicker than broadcasting
     if unit == 1.0 and values.dtype == np.int64:
-        return np.asarray(values - low[:, None])
+        return np.asarray(values - under)
     shift = -math.frexp(unit)[1] + 1
     if values.dtype == np.int64:
-        apart = values.astype(np.uint64) - low.astype(np.uint64)[:, None]
+        apart = values.astype(np.uint64) - under.astype(np.uint64)
         return np.asarray(apart >> np.uint64(max(-shift, 0))).astype(np.int64)
-    x, y = values, low[:, None]
-    difference = x - y
-    part = x - difference
-    lost = (x - (difference + part)) + (part - y)  # Knuth's two-sum: what rounding took
+    difference = values - under
+    part = values - difference
+    lost = (values - (difference + part)) + (part - under)  # Knuth's two-sum: what rounding took
     with np.errstate(under="ignore"):
-        main = np.rint(np.ldexp(difference, shift)).astype(np.int64)
-        return np.asarray(main + np.rint(np.ldexp(lost, shift)).astype(np.int64))
+        main = _scaled(difference, shift)
+        return np.asarray(main + _scaled(lost, shift)) if lost.any() else main
+
+
+def _scaled(numbers: Floats, shift: int) -> Integers:
+    """Numbers times a power of two, as integers."""
+    if abs(shift) > 1000:
+        return np.asarray(np.rint(np.ldexp(numbers, shift)).astype(np.int64))
+    return np.asarray(np.rint(numbers * math.ldexp(1.0, shift)).astype(np.int64))
 
 
 def _room(cost: Table, limit: float, counted: _Counted) -> int:

@@ -18,8 +18,11 @@ from mpsearch.solvers.program import ULP, Program, reduced, sums_exactly, with_p
 from mpsearch.tables import Floats, Mask, Stages, Table
 
 
-def lowered(problem: Problem) -> tuple[Program, Sequence[int]] | None:
-    """The program of a problem, and its merged index of each layer; ``None`` if nothing fits."""
+def lowered(problem: Problem, products: int | None = None) -> tuple[Program, Sequence[int]] | None:
+    """The program of a problem, and its merged index of each layer; ``None`` if nothing fits.
+
+    Layers that interact become one where their options multiply to at most so many ``products``.
+    """
     merged, groups = problem.merged()
     mask = merged.loss.allowed.copy()
     rows: list[_Row] = []
@@ -46,7 +49,7 @@ def lowered(problem: Problem) -> tuple[Program, Sequence[int]] | None:
         constant,
         error,
     )
-    fewer = reduced(with_products(made))
+    fewer = reduced(with_products(made, products))
     return None if fewer is None else (fewer, groups)
 
 

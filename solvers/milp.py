@@ -20,12 +20,15 @@ from mpsearch.problem import Problem, Solution, Status, expand, infeasible
 from mpsearch.solvers.engine import Engine, asked
 from mpsearch.solvers.lowering import lowered
 from mpsearch.solvers.program import Program
-from mpsearch.solvers.proof import enumerated, priced, relaxed
+from mpsearch.solvers.proof import bettered, enumerated, near, priced, relaxed
+from mpsearch.tables import Floats, Mask
 
 Integers = NDArray[np.int64]
 ROUNDS = 8  # of narrowing, each of which leaves less
+SHARES = tuple(step / 16 for step in range(2, 17))  # of the gap, below which to look first
+SMALLER = 64  # times, and multipliers are looked for again
 ATTEMPTS = 4  # at an answer that keeps every condition
-DOUBT = 1e-6  # of a row's sum: what an engine's tolerances may shut out
+PRODUCTS = 20_000  # options of a class of layers that interact
 
 
 @dataclass(frozen=True)
@@ -55,16 +58,19 @@ class Milp:
         """One option for every layer."""
         name: Engine = "cbc" if self.engine == "cbc" or find_spec("highspy") is None else "highs"
         said = f"milp ({'HiGHS' if name == 'highs' else 'CBC'})"
-        found = lowered(problem)
+        found = lowered(problem, PRODUCTS)
         if found is None:
             return infeasible(said)
         search = _Search(problem, *found)
         deadline = time.monotonic() + self.seconds
         search.narrow()
-        search.ask(name, deadline)
-        search.narrow()
-        search.enumerate(self.states)
-        search.believe(name, deadline)
+        search.enumerate(self.states // 2)
+        for share in (0.1, 1.0):  # the engine's first answer may be all that a proof needs
+            if search.done or search.says:
+                break
+            search.ask(name, deadline - (1 - share) * self.seconds)
+            search.narrow()
+            search.enumerate(self.states)
         return search.solution(said)
 
 
@@ -76,9 +82,9 @@ class _Search:
         self.choice: tuple[int, ...] = ()
         self.loss = math.inf
         self.floor = -math.inf
+        self.y: Floats | None = None  # multipliers of the program's rows
         self.picks: Integers | None = None
-        self.word = -math.inf  # what the engine says no answer is below
-        self.denied = False  # whether it says that there is none
+        self.says = ""  # what the engine claims, which is no proof
 
     def offer(self, picks: Integers) -> bool:
         """Whether an answer keeps every condition, exactly; it is kept if it is the best so far."""
@@ -105,6 +111,11 @@ class _Search:
         """Whether the best answer is proven optimal, as the word is used of a solution."""
         return self.problem.status(self.loss, self.floor) is Status.OPTIMAL
 
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to prove."""
+        return self.optimal or self.floor == math.inf
+
     def narrow(self) -> None:
         """Leave out what is in no better answer, as long as that leaves less."""
         if self.program.pairs:
@@ -113,67 +124,77 @@ class _Search:
             return
         for _ in range(ROUNDS):
             program = self.program
-            y, picks = relaxed(program)
-            self.offer(picks)
-            bound, raised = priced(program, y)
-            self.prove(bound)
+            if self.y is None:
+                self.y, choices = near(program)
+                _, raised = priced(program, self.y)
+                for picks in choices:
+                    self.offer(bettered(program, picks, self.y, raised))
+            bound, raised = priced(program, self.y)
+            self.prove(math.inf if bound > 1.001 * program.span else bound)
             keep = bound + raised <= self.ceiling + 2 * program.slip
-            if keep.all():
+            if self.floor == math.inf or keep.all():
                 return
-            if self.picks is not None:
-                keep[self.picks] = True
-                self.picks = (np.cumsum(keep) - 1)[self.picks]
-            self.program = program.kept(keep)
+            self._leave_out(keep)
+
+    def _leave_out(self, keep: Mask) -> None:
+        """Go on with some options only, and with the multipliers where they are still good.
+
+        They are not where rows are gone, or where what is left is of another size.
+        """
+        program = self.program
+        if self.picks is not None:
+            keep[self.picks] = True
+            self.picks = (np.cumsum(keep) - 1)[self.picks]
+        self.program = program.kept(keep)
+        same = len(self.program.rows) == len(program.rows)
+        if self.y is not None and same and self.program.unit > program.unit / SMALLER:
+            self.y *= self.program.units / program.units * (program.unit / self.program.unit)
+        else:
+            self.y = None
 
     def ask(self, engine: Engine, deadline: float) -> None:
         """Take the engine's answer; ask again with less room where it breaks a condition."""
         shift = np.zeros(len(self.program.rows))
         for attempt in range(ATTEMPTS):
-            if self.optimal or self.program.settled:
+            if self.done or self.program.settled:
                 return
             word = asked(self.program, engine, deadline - time.monotonic(), shift)
             if attempt == 0:
-                self.word = self.program.bound(word.bound - self.program.slip)
-                self.denied = word.infeasible
+                self.says = word.says
             if word.picks is None or self.offer(word.picks):
                 return
             used = self.program.usage[:, word.picks].sum(axis=1)
             shift -= 2 * np.maximum(used - self.program.room, 0) + 1e-12
 
     def enumerate(self, most: int) -> None:
-        """Go through all that is left, if it is not too much.
+        """Go through all that may be below a ceiling, raised from the bound to the best answer.
 
+        What is found below a guessed ceiling is the best; where nothing is, the guess is a bound.
         An answer that counts as optimal may still have layers of small losses to put right.
         """
-        if (self.choice and self.program.settled) or self.program.pairs:
+        settled = self.choice and self.program.settled
+        if settled or self.program.pairs or self.floor == math.inf:
             return
-        most = most // 10 if self.optimal else most
-        y, _ = relaxed(self.program)
-        bound, found = enumerated(self.program, y, self.ceiling, most)
-        for picks in found:
-            self.offer(picks)
-        self.prove(bound)
-
-    def believe(self, engine: Engine, deadline: float) -> None:
-        """Where the proof had to stop, count what the engine proved, less its tolerances.
-
-        That nothing is feasible counts if it says so with a little more room, too.
-        """
-        if self.optimal or self.floor == math.inf:
-            return
-        self.floor = max(self.floor, self.word)
-        if self.denied and not self.choice:
-            more = np.full(len(self.program.rows), DOUBT)
-            word = asked(self.program, engine, deadline - time.monotonic(), more)
-            self.floor = math.inf if word.infeasible else self.floor
+        program, most = self.program, most // 10 if self.optimal else most
+        y = near(program)[0] if self.y is None else self.y
+        low, _ = priced(program, y)
+        top = min(self.ceiling, program.span)
+        for share in SHARES:
+            guess = low + share * (top - low) if share < 1 else self.ceiling
+            bound, found = enumerated(program, y, guess, most)
+            self.prove(bound)
+            better = [self.offer(picks) for picks in found]
+            if any(better) or (bound < guess and not found):
+                return
 
     def solution(self, said: str) -> Solution:
-        """The answer."""
+        """The answer; an engine's claim that could not be proven is told, not counted."""
+        floor = min(self.floor, self.loss)
+        if self.says and not self.done:
+            said = f"{said[:-1]}; it says {self.says}, unproven here)"
         if self.choice:
-            floor = min(self.floor, self.loss)
-            return Solution(
-                self.choice, self.loss, self.problem.status(self.loss, floor), floor, said
-            )
+            status = self.problem.status(self.loss, floor)
+            return Solution(self.choice, self.loss, status, floor, said)
         if self.floor == math.inf:
             return infeasible(said)
         return Solution((), math.inf, Status.UNKNOWN, self.floor, said)

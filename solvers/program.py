@@ -20,6 +20,7 @@ from mpsearch.tables import Floats, Mask
 
 ULP = 2.0**-52
 MOST_PRODUCTS = 1000  # options of a class of layers that interact
+MOST_BEFORE = 1000  # options that another one is compared with
 Integers = NDArray[np.int64]
 
 
@@ -151,8 +152,9 @@ def sums_exactly(values: Floats, total: float) -> bool:
     return bool((scaled == np.floor(scaled)).all())
 
 
-def with_products(bare: Program) -> Program:
+def with_products(bare: Program, most: int | None = None) -> Program:
     """Classes that interact made one, where their options multiply to few enough."""
+    most = MOST_PRODUCTS if most is None else most
     joined: dict[int, set[int]] = {}
     for a, b, _ in bare.pairs:
         whole = {int(bare.owner[a]), int(bare.owner[b])}
@@ -161,8 +163,8 @@ def with_products(bare: Program) -> Program:
         joined.update(dict.fromkeys(whole, whole))
     for group in {min(group): group for group in joined.values()}.values():
         sizes = [int((bare.owner == i).sum()) for i in group]
-        if math.prod(sizes) <= MOST_PRODUCTS:
-            return with_products(_product(bare, sorted(group)))
+        if math.prod(sizes) <= most:
+            return with_products(_product(bare, sorted(group)), most)
     return bare
 
 
@@ -225,7 +227,7 @@ def _dominated(bare: Program) -> Mask:
     order = np.lexsort((*bare.rows[::-1], bare.loss, bare.owner))
     owner, rows = bare.owner[order], bare.rows[:, order]
     beaten = np.zeros(len(order), bool)
-    for step in range(1, int(np.bincount(owner).max())):
+    for step in range(1, min(int(np.bincount(owner).max()), MOST_BEFORE)):
         same = owner[step:] == owner[:-step]
         beaten[step:] |= same & (rows[:, :-step] <= rows[:, step:]).all(axis=0)
     found = np.empty_like(beaten)

@@ -18,10 +18,15 @@ from numpy.typing import NDArray
 from scipy.optimize import linprog
 from scipy.sparse import csr_matrix
 
+from mpsearch.solvers.dual import Classes, multipliers
 from mpsearch.solvers.program import ULP, Program
+from mpsearch.solvers.repair import improved, repaired
 from mpsearch.tables import Floats, Mask
 
 Integers = NDArray[np.int64]
+FEW = 4  # rows up to which cutting planes beat the linear program
+LARGE = 1 << 24  # entries of classes side by side
+NEAR = 3  # choices near the relaxation
 MOST_ANSWERS = 20  # of those left at the end, to be checked exactly
 
 
@@ -30,28 +35,43 @@ def relaxed(program: Program) -> tuple[Floats, Integers]:
 
     Both are only good guesses: nothing that follows trusts them.
     """
-    y = np.zeros(len(program.rows))
-    if len(y) == 1:
-        y[0] = _slope(program)
-        picks = _cheapest(program, program.gain + y[0] * (1 + 1e-9) * program.usage[0])
-    elif len(y):
-        y, taken = _linear(program)
-        # Of options that share a class take the one that uses least.
-        price = np.where(taken > 1e-6, y @ program.usage, np.inf)
-        picks = _cheapest(program, price)
-    else:
-        picks = _cheapest(program, program.gain)
-    return y, filled(program, picks)
+    y, choices = near(program)
+    return y, bettered(program, choices[0], y, priced(program, y)[1])
 
 
-def _slope(program: Program) -> float:
-    """What a little more room is worth where the room of the only row is used up."""
-    ends = np.append(program.starts, len(program.owner))
-    members = [np.arange(*pair) for pair in itertools.pairwise(ends.tolist())]
-    tails = _Tails([program.usage[0, m] for m in members], [program.gain[m] for m in members])
-    used = tails.start[:, 0].sum() + np.cumsum(tails.edges[:, 1])
-    last = np.searchsorted(used, program.room[0], side="right")
-    return float(-tails.edges[last, 2] / tails.edges[last, 1]) if last < len(used) else 0.0
+def near(program: Program) -> tuple[Floats, list[Integers]]:
+    """Multipliers (R,) of the linear relaxation, and choices near its solution, nearest first."""
+    if len(program.rows) <= FEW and padded(program).size <= LARGE:
+        index = padded(program)
+        y, choices = multipliers(classes(program, index))
+        return y, [index[np.arange(len(index)), picks] for picks in choices[:NEAR]]
+    y, taken = _linear(program)
+    # Of options that share a class take the one that uses least.
+    return y, [_cheapest(program, np.where(taken > 1e-6, y @ program.usage, np.inf))]
+
+
+def padded(program: Program) -> Integers:
+    """(n, K) the options of each class, the last one repeated."""
+    count = np.diff(program.starts, append=len(program.owner))
+    place: Integers = np.minimum(np.arange(count.max()), count[:, None] - 1)
+    return program.starts[:, None] + place
+
+
+def classes(program: Program, index: Integers) -> Classes:
+    """The program's classes side by side."""
+    return Classes(program.gain[index], program.usage[:, index], program.room)
+
+
+def bettered(program: Program, picks: Integers, y: Floats, raised: Floats) -> Integers:
+    """A choice of options near another one that fits, as far as small moves find one."""
+    index = padded(program)
+    if index.size > LARGE:
+        return picks
+    every, rows = classes(program, index), np.arange(len(index))
+    found = repaired(every, picks - program.starts, raised[index])
+    if found is None:
+        return picks
+    return np.asarray(index[rows, improved(every, found, y, raised[index])])
 
 
 def _linear(program: Program) -> tuple[Floats, Floats]:
@@ -67,20 +87,6 @@ def _linear(program: Program) -> tuple[Floats, Floats]:
     if found.status != 0:
         return np.zeros(len(program.rows)), np.ones(len(program.owner))
     return np.maximum(-found.ineqlin.marginals, 0.0) * (1e3 / 1e6), np.asarray(found.x)
-
-
-def filled(program: Program, picks: Integers) -> Integers:
-    """With what room is left used up: one option after another that gains most and still fits."""
-    while True:
-        here = picks[program.owner]
-        left = program.room - program.usage[:, picks].sum(axis=1)
-        fits = (program.usage - program.usage[:, here] <= left[:, None]).all(axis=0)
-        gains = np.where(fits, program.gain[here] - program.gain, 0.0)
-        best = int(gains.argmax())
-        if gains[best] <= 0:
-            return picks
-        picks = picks.copy()
-        picks[program.owner[best]] = best
 
 
 def _cheapest(program: Program, price: Floats) -> Integers:
@@ -159,20 +165,28 @@ class _Tails:
 def enumerated(
     program: Program, y: Floats, ceiling: float, most: int
 ) -> tuple[float, list[Integers]]:
-    """A bound on the sum of gains, and choices that may lose less than ``ceiling``, best first.
+    """A bound on the sum of gains, and choices that may gain less than ``ceiling``, best first.
 
-    Goes through every partial answer that may still lose less than the ceiling, unless those are
-    more than ``most``: then the least that the last ones at hand may lose is the bound.
+    Goes through every partial answer that may still gain less than the ceiling, unless those are
+    more than ``most``: then the least that the last ones at hand may gain is the bound.
     """
-    free = np.flatnonzero(np.bincount(program.owner) > 1)
+    open_ = _open(program, y, ceiling)
+    count = np.add.reduceat(open_.astype(np.int64), program.starts)
+    if not count.all():
+        return ceiling, []
+    first = np.flatnonzero(open_)[np.cumsum(count) - count]
+    single, free = first[count == 1], np.flatnonzero(count > 1)
     widest = program.most(y @ program.usage)[free]  # those first leave fewest states
     order = free[np.argsort(-widest, kind="stable")]
-    members = [np.flatnonzero(program.owner == i) for i in order]
+    members = [np.flatnonzero(open_ & (program.owner == i)) for i in order]
     rounding = ULP * (len(program.owner) + 8)
     slack = 2 * rounding * program.span + program.slip
     rows, room = _judged(program, y, rounding)
     tails = [_Tails([row[m] for m in members], [program.gain[m] for m in members]) for row in rows]
-    used, lost, least = np.zeros((len(rows), 1)), np.zeros(1), np.full(1, -math.inf)
+    used, lost = rows[:, single].sum(axis=1)[:, None], program.gain[single].sum()[None]
+    if (used[:, 0] > room + rounding).any():
+        return ceiling, []
+    least = np.full(1, -math.inf)
     trail: list[tuple[Integers, Integers]] = []
     for level, options in enumerate(members):
         most -= len(lost) * len(options)
@@ -181,7 +195,7 @@ def enumerated(
         used = (used[:, :, None] + rows[:, options][:, None, :]).reshape(len(rows), -1)
         lost = (lost[:, None] + program.gain[options]).ravel()
         rests = [tail.after(level + 1).least(room[r] - used[r]) for r, tail in enumerate(tails)]
-        least = lost + np.max(rests, axis=0)
+        least = lost + np.max(rests, axis=0, initial=0.0)
         keep = np.flatnonzero(least < ceiling + slack)
         keep = keep[_undominated(used[: len(program.rows), keep], lost[keep])]
         trail.append((keep // len(options), options[keep % len(options)]))
@@ -190,7 +204,13 @@ def enumerated(
             return ceiling, []
     best = np.argsort(lost, kind="stable")[:MOST_ANSWERS]
     bound = min(ceiling, float(lost.min()))
-    return bound, [_picks(program, order, trail, int(state)) for state in best]
+    return bound, [_picks(first, order, trail, int(state)) for state in best]
+
+
+def _open(program: Program, y: Floats, ceiling: float) -> Mask:
+    """(M,) which options may be in an answer that gains less than the ceiling."""
+    bound, raised = priced(program, y)
+    return np.asarray(bound + raised <= ceiling + 2 * program.slip)
 
 
 def _judged(program: Program, y: Floats, rounding: float) -> tuple[Floats, Floats]:
@@ -220,10 +240,10 @@ def _undominated(used: Floats, lost: Floats) -> Integers:
 
 
 def _picks(
-    program: Program, order: Integers, trail: Sequence[tuple[Integers, Integers]], state: int
+    first: Integers, order: Integers, trail: Sequence[tuple[Integers, Integers]], state: int
 ) -> Integers:
     """(n,) the options that led to a state."""
-    picks = np.array(program.starts)
+    picks = first.copy()
     for place, (parents, options) in zip(order[::-1], reversed(trail), strict=True):
         picks[place] = options[state]
         state = int(parents[state])

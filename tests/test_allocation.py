@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mpsearch as mp
-from mpsearch.allocation import Baseline, Figure, Point, read_allocation, read_frontier
+from mpsearch.allocation import Baseline, Figure, read_allocation
+from mpsearch.pareto import Point, read_frontier
 from mpsearch.reading import BadDocument, parse
 
 DESIGN = """{"schema": "mpsearch/allocation/1",

@@ -179,7 +179,7 @@ def test_pinned_layers_keep_their_option_in_every_baseline() -> None:
 def test_unknown_names_are_explained() -> None:
     loss, size = tables(2)
     with pytest.raises(
-        LookupError, match="nothing in solvers is named 'magic'; there are: exhaustive"
+        LookupError, match="nothing in solvers is named 'magic'; there are: dp, evolution, exact"
     ):
         mp.solve(loss, {size: "100%"}, solver="magic")
     with pytest.raises(LookupError, match="no cost is named 'latency'; there are: size"):

@@ -56,9 +56,9 @@ def test_unknown_kinds_and_names_say_what_there_is() -> None:
     ):
         registry.names("solver")
     with pytest.raises(
-        LookupError, match="no device is named 'h100'; there are "
+        LookupError, match="no device is named 'h9000'; there are "
     ):
-        registry.load("devices", "h100")
+        registry.load("devices", "h9000")
 
 
 @pytest.mark.parametrize(

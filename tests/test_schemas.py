@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import mpsearch as mp
-from mpsearch.allocation import read_allocation, read_frontier
+from mpsearch.allocation import read_allocation
 from mpsearch.documents import problem_document, read_problem
+from mpsearch.pareto import read_frontier
 from mpsearch.reading import BadDocument, Node, parse
 
 FOLDER = Path(mp.__file__).parent / "schemas"

@@ -10,8 +10,8 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-from mpsearch import pipeline, registry
-from mpsearch.allocation import Allocation, Frontier, named
+from mpsearch import fronts, pipeline, registry
+from mpsearch.allocation import Allocation, named
 from mpsearch.batches import checked
 from mpsearch.commands.said import (
     Said,
@@ -27,6 +27,7 @@ from mpsearch.commands.said import (
 from mpsearch.documents import TABLE, cost_document, save_problem, save_table
 from mpsearch.loading import load_task
 from mpsearch.network import Network
+from mpsearch.pareto import Frontier
 from mpsearch.problem import Problem
 from mpsearch.quant.recipe import Recipe
 from mpsearch.reading import write_bytes
@@ -55,7 +56,7 @@ def search(arguments: Namespace) -> Said:
     clock.append(time.perf_counter())
     along = next(iter(budgets), found.problem.costs[0].name)
     sweep = _sweep(arguments)
-    front = pipeline.frontier(found.problem, along, points=arguments.points, sweep=sweep)
+    front = fronts.frontier(found.problem, along, points=arguments.points, sweep=sweep)
     front = replace(front, recipe=found.allocation.recipe, provenance=found.allocation.provenance)
     clock.append(time.perf_counter())
     answer = found.allocation

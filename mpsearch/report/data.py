@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from mpsearch.allocation import Allocation, Frontier
+from mpsearch.allocation import Allocation
 from mpsearch.baselines import name
+from mpsearch.pareto import Frontier
 from mpsearch.tables import Table
 
 THIS = "this allocation"

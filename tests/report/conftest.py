@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import mpsearch as mp
-from mpsearch.allocation import Allocation, Baseline, Figure, Frontier, Point
+from mpsearch.allocation import Allocation, Baseline, Figure
+from mpsearch.pareto import Frontier, Point
 from mpsearch.report.data import Report, Run
 
 Build = Callable[..., Report]

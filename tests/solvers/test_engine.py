@@ -20,7 +20,7 @@ Engine = Literal["highs", "cbc"]
 
 
 @pytest.mark.parametrize(("engine", "examples"), [("highs", 1000), ("cbc", 300)])
-def test_bounds_and_answers_are_right_within_tolerances(engine: Engine, examples: int) -> None:
+def test_claims_and_answers_are_right_within_tolerances(engine: Engine, examples: int) -> None:
     @settings(max_examples=examples)
     @given(problems(4, 3))
     def check(problem: Problem) -> None:
@@ -30,14 +30,12 @@ def test_bounds_and_answers_are_right_within_tolerances(engine: Engine, examples
         program, groups = found
         best = Exhaustive().solve(problem)
         word = asked(program, engine, 10, np.zeros(len(program.rows)))
-        assert program.bound(word.bound) <= best.loss
-        assert word.infeasible == (not best.choice)
+        assert word.says == ("optimal" if best.choice else "infeasible")
         if best.choice:
             assert word.picks is not None
             choice = expand(program.choice(word.picks), groups)
             loss, slack = problem.total(choice), 1e-9 * problem.span + math.ulp(best.loss)
             assert loss <= best.loss + slack
-            assert loss - program.bound(word.bound) <= slack
 
     check()
 

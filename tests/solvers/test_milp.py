@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mpsearch.formats import Option
 from mpsearch.network import Layer
@@ -64,6 +65,22 @@ def check(problem: Problem, solver: Milp) -> None:
 @given(problems())
 def test_finds_and_proves_what_enumeration_finds(problem: Problem) -> None:
     check(problem, Milp())
+
+
+@settings(max_examples=300)
+@given(problems(), st.sampled_from([1, 20, 200, 4_000_000]), st.sampled_from([(1,), (0.5, 1)]))
+def test_proofs_make_up_for_a_poor_start_and_a_silent_engine(
+    problem: Problem, states: int, shares: tuple[float, ...]
+) -> None:
+    best = Exhaustive().solve(problem)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mpsearch.solvers.milp.bettered", lambda _, picks, *__: picks)
+        patch.setattr("mpsearch.solvers.milp.asked", lambda *_: Word(None))
+        patch.setattr("mpsearch.solvers.milp.SHARES", shares)
+        found = Milp(states=states).solve(problem)
+    assert found.bound <= best.loss <= found.loss
+    if states == 4_000_000:
+        assert found.loss == best.loss or found.loss - best.loss <= OPTIMAL_GAP * problem.span
 
 
 @settings(max_examples=200)
@@ -180,12 +197,42 @@ def interacting(count: int) -> Problem:
     )
 
 
+@pytest.fixture
+def no_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interacting layers stay as they are, and only the engine can look at them."""
+    monkeypatch.setattr("mpsearch.solvers.milp.PRODUCTS", 0)
+
+
+def test_interactions_of_a_few_layers_are_proven() -> None:
+    check(interacting(8), Milp())
+
+
+@pytest.mark.usefixtures("no_products")
 @pytest.mark.parametrize("engine", ["highs", "cbc"])
 def test_interactions_of_all_layers_are_made_linear(engine: Engine) -> None:
     problem = interacting(8)
-    check(problem, Milp(engine=engine))
+    best, found = Exhaustive().solve(problem), Milp(engine=engine).solve(problem)
+    assert found.loss == best.loss
+    assert -math.inf < found.bound <= best.loss
 
 
+@pytest.mark.usefixtures("no_products")
+@pytest.mark.parametrize(("engine", "name"), [("highs", "HiGHS"), ("cbc", "CBC")])
+def test_an_engine_s_word_is_told_and_not_counted(engine: Engine, name: str) -> None:
+    found = Milp(engine=engine).solve(interacting(8))
+    assert found.status is Status.FEASIBLE
+    assert found.solver == f"milp ({name}; it says optimal, unproven here)"
+
+
+@pytest.mark.usefixtures("no_products")
+def test_an_engine_s_word_that_there_is_no_answer_is_none() -> None:
+    never = Constraint("never", ((0, 0, 1), (1, 0, 1), (2, 0, 1)), 1.5, 1.75)
+    found = Milp(engine="highs").solve(replace(interacting(8), constraints=(never,)))
+    assert found.status is Status.UNKNOWN
+    assert found.solver == "milp (HiGHS; it says infeasible, unproven here)"
+
+
+@pytest.mark.usefixtures("no_products")
 @pytest.mark.parametrize("engine", ["highs", "cbc"])
 def test_interactions_that_take_too_long_leave_a_bound(engine: Engine) -> None:
     problem = interacting(8)
@@ -218,17 +265,31 @@ def test_whole_numbers_that_never_sum_to_what_is_asked_are_infeasible() -> None:
     assert Milp(states=10).solve(problem).status in (Status.INFEASIBLE, Status.UNKNOWN)
 
 
-def test_an_engine_that_lies_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("says", ["optimal", "infeasible"])
+def test_an_engine_that_lies_is_not_believed(
+    says: Literal["optimal", "infeasible"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its worst answer is no optimum, and what it calls infeasible is solved."""
+
+    def lie(program: Any, *_: Any) -> Word:
+        return Word(program.starts if says == "optimal" else None, says)
+
+    monkeypatch.setattr("mpsearch.solvers.milp.asked", lie)
     problem = random_problem(12, 3, budgets=2)
     best = Exhaustive().solve(problem)
-    for bound, infeasible in ((-math.inf, True), (1e9, False), (1e9, True)):
-        lie = Word(None, bound, infeasible=infeasible)
-        monkeypatch.setattr("mpsearch.solvers.milp.asked", lambda *_, lie=lie: lie)
-        found = Milp().solve(problem)
-        assert (found.choice, found.status) == (best.choice, Status.OPTIMAL)
-        assert found.bound <= best.loss
+    for states in (1, 200, 4_000_000):
+        found = Milp(states=states).solve(problem)
+        assert found.bound <= best.loss <= found.loss
+        if found.status is not Status.FEASIBLE:
+            assert (found.choice, found.status) == (best.choice, Status.OPTIMAL)
+    assert found.status is Status.OPTIMAL
+    monkeypatch.setattr("mpsearch.solvers.milp.PRODUCTS", 0)
+    found = Milp().solve(interacting(8))
+    assert found.bound <= Exhaustive().solve(interacting(8)).loss
+    assert found.status is Status.FEASIBLE
 
 
+@pytest.mark.usefixtures("no_products")
 def test_an_answer_over_the_budget_is_asked_for_again_with_less_room(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -237,8 +298,7 @@ def test_an_answer_over_the_budget_is_asked_for_again_with_less_room(
     def careless(program: Any, engine: str, seconds: float, shift: Any) -> Word:
         shifts.append(float(shift[0]))
         dearest = np.append(program.starts[1:], len(program.owner)) - 1
-        picks = dearest if len(shifts) < 3 else program.starts
-        return Word(picks, -math.inf, infeasible=False)
+        return Word(dearest if len(shifts) < 3 else program.starts, "optimal")
 
     monkeypatch.setattr("mpsearch.solvers.milp.asked", careless)
     problem = interacting(8)
@@ -246,6 +306,15 @@ def test_an_answer_over_the_budget_is_asked_for_again_with_less_room(
     assert problem.feasible(found.choice)
     assert len(shifts) == 3
     assert 0 == shifts[0] > shifts[1] > shifts[2]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_two_budgets_are_proven_without_an_engine(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mpsearch.solvers.milp.asked", lambda *_: pytest.fail("it was asked"))
+    found = Milp().solve(random_problem(224, 6, budgets=2, seed=seed))
+    assert found.status is Status.OPTIMAL
 
 
 @pytest.mark.parametrize("engine", ["highs", "cbc"])
