@@ -154,9 +154,11 @@ def _search(verb: argparse.ArgumentParser) -> None:
     _work(verb)
     _budgets(verb)
     verb.add_argument(
-        "--model", action="append", help="a hardware model; repeatable (size, bitops)"
+        "--model",
+        action="append",
+        help="a hardware model, such as size or bitops:nncf; repeatable (size, bitops)",
     )
-    verb.add_argument("--device", help="a device whose model prices latency, sram and flash")
+    verb.add_argument("--device", help="a device, whose model prices it; see: list devices")
     verb.add_argument("--solver", default="auto")
     verb.add_argument("--points", type=int, default=60, help="most points of the frontier")
     verb.add_argument("--measure", type=int, default=3, help="points of the frontier run for real")
@@ -178,8 +180,13 @@ def _sensitivity(verb: argparse.ArgumentParser) -> None:
 def _cost(verb: argparse.ArgumentParser) -> None:
     _model(verb)
     _choices(verb)
-    verb.add_argument("--model", default="size", help="a hardware model; see: list hwmodels")
-    _output(verb, "the table (.json or .npz)")
+    verb.add_argument(
+        "--model",
+        action="append",
+        help="a hardware model, such as size or mcu:stm32h743; repeatable; see: list hwmodels",
+    )
+    verb.add_argument("--device", help="a device, whose model prices it; see: list devices")
+    _output(verb, "the table (.json or .npz), several as FILE-NAME")
 
 
 def _solve(verb: argparse.ArgumentParser) -> None:

@@ -95,7 +95,10 @@ def _exact(problem: Problem, along: Cost, points: int) -> Frontier:
     uniform = [along.total(choice) for _, choice in uniform_choices(problem)]
     spots = {max(bisect_right(costs, each) - 1, 0) for each in uniform}
     kept = sorted(spots | set(np.searchsorted(front.usage, even).tolist()))
-    why = f"one sum of costs and no other: all {len(front):,} points of the frontier at once"
+    count = f"all {len(front):,} points of the frontier at once"
+    if not front.exact:
+        count = f"{len(front):,} points, within {front.epsilon:.2g} of the frontier"
+    why = f"one sum of costs and no other: {count}"
     made = front.some(np.array(kept, np.int64)).points()
     return _frontier(problem, made, (along.name,), {"solver": front.solver, "why": why})
 
@@ -207,9 +210,11 @@ def _undominated(found: Sequence[Point], name: str) -> list[Point]:
 
 def infeasible(problem: Problem) -> Infeasible:
     """The error that says what is achievable, what conflicts, and what would do."""
+    none = replace(problem.loss, values=problem.loss.values * 0, fixed=0, stderr=None)
 
     def feasible(other: Problem) -> bool | None:
-        solution = chosen("auto", other)[0].solve(other)
+        flat = replace(other, loss=none, interactions=())
+        solution = chosen("auto", flat)[0].solve(flat)
         if solution.choice:
             return True
         return False if solution.status is Status.INFEASIBLE else None

@@ -5,26 +5,27 @@ Dyer and Zemel (1984): hull.py, relaxation.py, core.py and search.py. All sums a
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mpsearch.problem import Problem, Solution, infeasible
-from mpsearch.solvers.core import core
+from mpsearch.solvers.core import Core, core
+from mpsearch.solvers.hull import hull
 from mpsearch.solvers.knapsack import Knapsack, knapsack
 from mpsearch.solvers.layer_order import first
 from mpsearch.solvers.relaxation import improved, relaxed
-from mpsearch.solvers.search import Grow, Limits, States, grown, search
+from mpsearch.solvers.search import Found, Limits, States, grown, search
 from mpsearch.tables import Table
 
 Integers = NDArray[np.int64]
+Glance = Callable[[Core, int, Limits], Found | None]
 ROUNDING = 2.0**-45  # of the sum of the largest gains: what float bounds may be off by, and more
 PAYS = 2_000_000  # states grown in numpy before compiled code is loaded: about a second
 MANY = 1 << 16  # classes above which no common divisor is looked for
 GLANCE = 64  # the part of the states that a first look may take
-WIDE = 64  # changes of a class up to which compiled code merges them
 
 
 @dataclass(frozen=True)
@@ -81,22 +82,19 @@ class Exact:
         return said
 
     def _least(
-        self, gain: Integers, usage: Integers, room: int, grow: Grow
+        self, gain: Integers, usage: Integers, room: int, engine: "_Engine"
     ) -> tuple[Integers, float]:
         """The least sum of gains within a room: the entries, and a bound."""
         free = _freest(gain, usage)
         if int(usage[np.arange(len(gain)), free].sum()) <= room:
             return free, 0
-        start = relaxed(gain, usage, room - room % _divisor(usage))
+        start = relaxed(gain, usage, room - room % _divisor(usage), engine.hull)
         picks, best = improved(gain, usage, start)
         span = float(gain.max(axis=1).sum())
-        margin, gap = ROUNDING * span, self.gap * span
-        small = core(gain, usage, start, best + margin - gap - start.bound)
-        for states in (self.states // GLANCE, self.states):  # a glance is enough for most
-            limits = Limits(start.slack, start.slope, margin, gap, states)
-            found = search(small, best - start.gain, limits, grow)
-            if found.best - found.bound <= gap:
-                break
+        limits = Limits(start.slack, start.slope, ROUNDING * span, self.gap * span, self.states)
+        most = best + limits.margin - limits.gap - start.bound
+        small = core(gain, usage, start, most)
+        found = engine.search(small, best - start.gain, limits)
         if found.changes is not None:
             picks = start.picks.copy()
             picks[small.owner[found.changes]] = small.entry[found.changes]
@@ -108,7 +106,7 @@ class Exact:
 
 def _freest(gain: Integers, usage: Integers) -> Integers:
     """(n,) of the entries of no gain that which uses least, and of those the first."""
-    return np.where(gain == 0, usage, np.iinfo(np.int64).max).argmin(axis=1)
+    return np.asarray(np.where(gain == 0, usage, np.iinfo(np.int64).max).argmin(axis=1))
 
 
 def _divisor(usage: Integers) -> int:
@@ -132,16 +130,44 @@ def _cheapest(asked: Knapsack, bound: float, solver: str) -> Solution:
     return asked.solution(picks, bound, solver) if fits else infeasible(solver)
 
 
-@dataclass
+def _no_glance(core: Core, best: int, limits: Limits) -> None:
+    """Numpy has no search that is quicker than its own."""
+
+
 class _Engine:
-    """Grows states in numpy, or in compiled code where that is there and pays."""
+    """Numpy, or compiled code where that is there and asked for or pays."""
 
-    compiled: str
-    kept: int = 0
-    name: str = "exact"
-    grow: Callable[..., States] = field(default=grown)
+    def __init__(self, compiled: str) -> None:
+        self.auto, self.kept, self.name = compiled == "auto", 0, "exact"
+        self.hull, self.merge = hull, grown
+        self.glance: Glance = _no_glance
+        if compiled == "always":
+            self._load()
 
-    def __call__(
+    def _load(self) -> None:
+        self.auto = False
+        try:
+            from mpsearch.solvers import compiled
+        except (ImportError, RuntimeError):  # no numba, or no folder for what it compiles
+            return
+        self.name = "exact (numba)"
+        self.hull, self.merge, self.glance = compiled.hull, compiled.grown, compiled.search
+
+    def search(self, core: Core, best: int, limits: Limits) -> Found:
+        """The best answer of a core: with few states first, which are enough for most."""
+        found = self.glance(core, best, limits)
+        if found is None:
+            few = replace(limits, states=limits.states // GLANCE)
+            found = search(core, best, few, self._grow)
+        if found.best - found.bound > limits.gap:
+            more = search(core, found.best, limits, self._grow)
+            bound = max(found.bound, more.bound)
+            if more.changes is None:
+                return replace(found, bound=bound)
+            return replace(more, bound=bound)
+        return found
+
+    def _grow(
         self,
         states: States,
         gain: Integers,
@@ -150,18 +176,8 @@ class _Engine:
         slack: int,
         limit: float,
     ) -> States:
-        """One class more."""
-        if self.compiled == "always" or (self.compiled == "auto" and self.kept > PAYS):
+        if self.auto and self.kept > PAYS:
             self._load()
-        grow = self.grow if len(usage) <= WIDE else grown
-        states = grow(states, gain, usage, slopes, slack, limit)
+        states = self.merge(states, gain, usage, slopes, slack, limit)
         self.kept += len(states.usage)
         return states
-
-    def _load(self) -> None:
-        self.compiled = "loaded"
-        try:
-            from mpsearch.solvers import compiled
-        except (ImportError, RuntimeError):  # no numba, or no folder for what it compiles
-            return
-        self.name, self.grow = "exact (numba)", compiled.grown

@@ -3,7 +3,8 @@
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
+from importlib import import_module
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -11,6 +12,8 @@ from mpsearch.pareto import Point
 from mpsearch.problem import RELATIVE_TOLERANCE, Problem
 from mpsearch.solvers.knapsack import ULP, Integers, Knapsack
 from mpsearch.tables import Floats, Numbers, Table
+
+Compiled = Literal["auto", "never", "always"]  # whether compiled code runs
 
 
 class Trail(Protocol):
@@ -231,3 +234,26 @@ def along(problem: Problem, name: str | None, solver: str) -> Problem:
         )
     rest = tuple(c for c in problem.costs if c is not found)
     return replace(problem, costs=(found, *rest))
+
+
+def loaded(module: str, setting: Compiled, *, pays: bool) -> Any:
+    """A module of compiled code, or ``None``: ``auto`` loads it where it pays and it can be.
+
+    ``ImportError`` where it must and cannot: without numba, or a folder for what it compiles.
+    """
+    if setting == "never" or (setting == "auto" and not pays):
+        return None
+    try:
+        return import_module(f"mpsearch.solvers.{module}")
+    except (ImportError, RuntimeError) as error:
+        if setting == "auto":
+            return None
+        raise ImportError(
+            f"compiled='always' needs numba: pip install mpsearch[fast] ({error})"
+        ) from error
+
+
+def check_compiled(setting: str) -> None:
+    """Refuse what is no such setting."""
+    if setting not in ("auto", "never", "always"):
+        raise ValueError(f"compiled is {setting!r}; say 'auto', 'never' or 'always'")

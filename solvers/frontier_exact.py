@@ -14,14 +14,11 @@ where that proves more.
 
 import math
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.util import find_spec
-from typing import Literal
 
 import numpy as np
 
 from mpsearch.problem import Problem, Solution, infeasible
-from mpsearch.solvers.front import Front, along
+from mpsearch.solvers.front import Compiled, Front, along, check_compiled, loaded
 from mpsearch.solvers.knapsack import Integers, Knapsack, knapsack
 from mpsearch.solvers.labels import Labels, Merge, Options, Trail, merged, thinned, undominated
 from mpsearch.solvers.supported import Walk, walked
@@ -47,7 +44,7 @@ class FrontierExact:
 
     states: int = 20_000_000
     epsilon: float = 1e-2
-    compiled: Literal["auto", "never", "always"] = "auto"
+    compiled: Compiled = "auto"
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -55,8 +52,7 @@ class FrontierExact:
             raise ValueError(f"states is {self.states}; allow at least one label")
         if not 0 <= self.epsilon < math.inf:
             raise ValueError(f"epsilon is {self.epsilon}; give a finite number, 0 or above")
-        if self.compiled not in ("auto", "never", "always"):
-            raise ValueError(f"compiled is {self.compiled!r}; say 'auto', 'never' or 'always'")
+        check_compiled(self.compiled)
 
     def frontier(self, problem: Problem, cost: str | None = None) -> Front:
         """Every point along a cost: by default the budget's, else the first that adds up.
@@ -118,14 +114,9 @@ class FrontierExact:
 
     def _merge(self, expected: int) -> Merge:
         """How labels are merged, from the number there will be at least."""
-        if self.compiled == "never" or (self.compiled == "auto" and expected < WORTH):
-            return merged
-        if find_spec("numba") is None:
-            if self.compiled == "auto":
-                return merged
-            raise ImportError("compiled='always' needs numba: pip install mpsearch[fast]")
-        compiled: Merge = import_module("mpsearch.solvers.compiled_frontier").merged
-        return compiled
+        code = loaded("compiled_frontier", self.compiled, pays=expected >= WORTH)
+        merge: Merge = merged if code is None else code.merged
+        return merge
 
 
 def _joined(sack: Knapsack, trail: Trail, walk: Walk, name: str) -> Front:

@@ -128,7 +128,7 @@ def _bent(row: Integers, used: Integers, lost: Integers) -> Integers:
     slope = (lost[same] - lost[same + 1]) / (used[same + 1] - used[same])
     before, after = np.full(len(row), np.inf), np.full(len(row), -np.inf)
     before[same + 1], after[same] = slope, slope
-    return np.flatnonzero(after >= before)
+    return np.asarray(np.flatnonzero(after >= before))
 
 
 def _bent_back(row: Integers, used: Integers, lost: Integers, kept: Integers) -> Integers:
@@ -152,4 +152,4 @@ def _bent_back(row: Integers, used: Integers, lost: Integers, kept: Integers) ->
             slope = math.inf
         stack.append(point)
         slopes.append(slope)
-    return kept[np.array(stack)]
+    return np.asarray(kept[np.array(stack)])

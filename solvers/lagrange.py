@@ -35,8 +35,8 @@ class Lagrange:
     """The least loss within several sum budgets, with a bound that is proven whatever the size.
 
     Attributes:
-        states: Most partial choices kept beside one another. What has to be left out for them
-            lowers the bound, not the answer's claim.
+        states: Most partial choices kept beside one another; where more are needed the bound is
+            what was proven of those left out.
     """
 
     states: int = 2000

@@ -1,15 +1,17 @@
-"""Mixed-integer programming through PuLP, on what a proof leaves open, and the proof itself.
+"""Any linear problem: Lagrangian bounds and enumeration first, an engine of PuLP's for the rest.
 
-Engines compare with absolute tolerances near 1e-6, so they take small losses for nothing and call
-the answer optimal. Here an engine sees differences only, of the options that may still matter,
-scaled; its answer is checked in exact arithmetic; and what it is worth is shown beside it
-(:mod:`mpsearch.solvers.proof`), not taken from its word.
+Answers are enumerated below a ceiling that rises from the bound: what is found there is the best,
+and where nothing is, the ceiling is a bound (:mod:`mpsearch.solvers.proof`). Engines compare with
+absolute tolerances near 1e-6, so they take small losses for nothing and call the answer optimal.
+Here an engine is asked only where that enumeration is too long, sees differences only, of the
+options that may still matter, scaled; its answer is checked in exact arithmetic, and its word that
+an answer is optimal, or that there is none, is told but never counted.
 """
 
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Literal
 
@@ -18,10 +20,11 @@ from numpy.typing import NDArray
 
 from mpsearch.problem import Problem, Solution, Status, expand, infeasible
 from mpsearch.solvers.engine import Engine, asked
+from mpsearch.solvers.lagrange import Lagrange
 from mpsearch.solvers.lowering import lowered
 from mpsearch.solvers.program import Program
 from mpsearch.solvers.proof import bettered, enumerated, near, priced, relaxed
-from mpsearch.tables import Floats, Mask
+from mpsearch.tables import Floats, Mask, Stages
 
 Integers = NDArray[np.int64]
 ROUNDS = 8  # of narrowing, each of which leaves less
@@ -33,7 +36,7 @@ PRODUCTS = 20_000  # options of a class of layers that interact
 
 @dataclass(frozen=True)
 class Milp:
-    """The least loss within every budget, by an engine of PuLP's, with a bound proven here.
+    """The least loss within every budget, with a bound proven here, whatever an engine says.
 
     Attributes:
         seconds: Most time for the engine.
@@ -71,7 +74,24 @@ class Milp:
             search.ask(name, deadline - (1 - share) * self.seconds)
             search.narrow()
             search.enumerate(self.states)
-        return search.solution(said)
+        answer = search.solution(said)
+        if answer.status is Status.FEASIBLE and _sums_alone(problem):
+            return _joined(problem, answer, Lagrange().solve(problem))
+        return answer
+
+
+def _sums_alone(problem: Problem) -> bool:
+    """Whether lagrange takes the problem."""
+    stages = any(isinstance(budget.cost, Stages) for budget in problem.budgets)
+    return not (problem.interactions or problem.constraints or stages)
+
+
+def _joined(problem: Problem, ours: Solution, theirs: Solution) -> Solution:
+    """The better answer of two, and the better bound."""
+    best = min(ours, theirs, key=lambda solution: solution.loss)
+    bound = min(max(ours.bound, theirs.bound), best.loss)
+    status = problem.status(best.loss, bound)
+    return replace(best, bound=bound, status=status, solver=f"{ours.solver}, {theirs.solver}")
 
 
 class _Search:

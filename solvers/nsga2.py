@@ -108,8 +108,12 @@ class NSGA2:
         from pymoo.operators.repair.rounding import RoundingRepair
         from pymoo.problems.static import StaticProblem
 
-        if genes.many <= len(start):
-            look(start)
+        if genes.many <= self.population * (self.generations + 1):  # then all of them
+            sizes: list[int] = genes.sizes.tolist()
+            every = np.indices(sizes).reshape(len(sizes), -1).T
+            for at in range(0, len(every), self.population):
+                if look(every[at : at + self.population]) is None:
+                    return
             return
         n, most = len(genes.sizes), genes.sizes - 1
         space: Any = Space(n, width, n_ieq_constr=1, xl=np.zeros(n, int), xu=most, vtype=int)

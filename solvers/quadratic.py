@@ -67,7 +67,8 @@ class Quadratic:
 
     def solve(self, problem: Problem) -> Solution:
         """One option for every layer; ``ValueError`` where G would be too large."""
-        found = lowered(problem)
+        # A projection is of G over layers, so that products of their options would change it.
+        found = lowered(problem, 0 if self.projection else None)
         if found is None:
             return infeasible("quadratic")
         program, groups = found

@@ -8,7 +8,7 @@ the break solution, fits and is close to the best answer. Of many classes most t
 multipliers on either side, and so between them: only the others' hulls are looked at.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,13 +50,15 @@ class Relaxation:
         return self.gain - self.slope * self.slack
 
 
-def relaxed(gain: Integers, usage: Integers, room: int) -> Relaxation:
+def relaxed(
+    gain: Integers, usage: Integers, room: int, hulls: Callable[[Integers, Integers], Hull] = hull
+) -> Relaxation:
     """The relaxation of (n, K) gains, whose least do not fit in the room all together."""
     if len(gain) >= MANY and gain.shape[1] <= NARROW:
-        found = _bracketed(gain, usage, room)
+        found = _bracketed(gain, usage, room, hulls)
         if found is not None:
             return found
-    edges = hull(gain, usage)
+    edges = hulls(gain, usage)
     return _broken(gain, usage, room, edges, edges.first, np.arange(len(gain)))
 
 
@@ -82,14 +84,16 @@ def _taken(numbers: Integers, picks: Integers) -> Integers:
     return numbers[np.arange(len(picks)), picks]
 
 
-def _bracketed(gain: Integers, usage: Integers, room: int) -> Relaxation | None:
+def _bracketed(
+    gain: Integers, usage: Integers, room: int, hulls: Callable[[Integers, Integers], Hull]
+) -> Relaxation | None:
     """The relaxation from the hulls of those classes alone that a bracket leaves open."""
     step = max(len(gain) // MANY, len(gain) // (8 * MANY) + 1, 4)
     few_gain, few_usage = gain[::step], usage[::step]
     most = int(usage[gain == 0].sum())  # of the least gains: about what would be used
     few_most = int(few_usage[few_gain == 0].sum())
     few_room = int(room * (few_most / most))
-    edges = hull(few_gain, few_usage)
+    edges = hulls(few_gain, few_usage)
     if int(edges.usage.sum()) <= few_room:
         return None
     middle = float(edges.slope[break_edge(edges, few_room)[0]])
@@ -110,7 +114,7 @@ def _bracketed(gain: Integers, usage: Integers, room: int) -> Relaxation | None:
         return None
     (high, few), (low, many) = sides[True], sides[False]
     rows = np.flatnonzero(few != many)
-    found = _broken(gain, usage, room, hull(gain[rows], usage[rows]), few, rows)
+    found = _broken(gain, usage, room, hulls(gain[rows], usage[rows]), few, rows)
     return found if low <= found.slope <= high else None
 
 

@@ -43,6 +43,17 @@ class States:
     parent: NDArray[np.int32]
     move: NDArray[np.int32]
 
+    def of(self, kept: NDArray[np.bool_]) -> "States":
+        """Those of a mask."""
+        return States(
+            self.usage[kept],
+            self.gain[kept],
+            self.bound[kept],
+            self.tied[kept],
+            self.parent[kept],
+            self.move[kept],
+        )
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -61,6 +72,18 @@ class Limits:
     margin: float
     gap: float
     states: int
+
+    @property
+    def floor(self) -> int:
+        """What no answer adds less than, by the relaxation alone."""
+        return math.ceil(-self.slope * self.slack - self.margin)
+
+    def proven(self, best: int, dropped: float = math.inf) -> int:
+        """What no answer adds less than, where the least bound of what was dropped is known."""
+        bound = best - max(math.ceil(self.gap) - 1, 0)  # pruned is what is not better by the gap
+        if dropped < bound + self.margin:
+            bound = math.ceil(dropped - self.margin)
+        return max(self.floor, bound)
 
 
 class Grow(Protocol):
@@ -104,13 +127,13 @@ def begun() -> States:
 
 def search(core: Core, best: int, limits: Limits, grow: Grow) -> Found:
     """The best answer of a core, ``best`` being the gain that a known one adds."""
-    floor = math.ceil(-limits.slope * limits.slack - limits.margin)
+    floor, beyond = limits.floor, limits.margin - limits.gap
     states, nought = begun(), np.zeros(1, np.int64)
     trail: list[tuple[int, States]] = []
     winner: tuple[int, int, int] | None = None  # how many steps, the state then, and its change
     dropped, kept, place, slack = np.inf, 0, 0, limits.slack
     while True:
-        limit = best + limits.margin - limits.gap
+        limit = best + beyond
         place = next_class(core, place, states, slack, limit)
         if place == len(core.ahead):
             break
@@ -120,7 +143,7 @@ def search(core: Core, best: int, limits: Limits, grow: Grow) -> Found:
         gain, state, move = _best(states, less, more, slack)
         if gain < best:
             best, winner = gain, (len(trail), state, begin + move - 1 if move else -1)
-            limit = best + limits.margin - limits.gap
+            limit = best + beyond
         slopes = float(core.ahead[place]), float(core.back[place])
         states = grow(states, less, more, slopes, slack, limit)
         width = max((limits.states // (TIES if best <= floor else 1) - kept) // SHARE, LEAST)
@@ -135,10 +158,7 @@ def search(core: Core, best: int, limits: Limits, grow: Grow) -> Found:
         last = int(np.searchsorted(states.usage, slack, side="right")) - 1
         if last >= 0 and int(states.gain[last]) == best:  # of those as good it uses the least
             winner, tied = (len(trail), last, -1), bool(states.tied[last])
-    bound = best - math.ceil(limits.gap)
-    if dropped < bound + limits.margin:
-        bound = math.ceil(dropped - limits.margin)
-    return Found(_walked(trail, winner), best, max(floor, bound), tied)
+    return Found(_walked(trail, winner), best, limits.proven(best, dropped), tied)
 
 
 def next_class(core: Core, place: int, states: States, slack: int, limit: float) -> int:
@@ -200,7 +220,7 @@ def grown(
     uses = (states.usage + usage[:, None]).ravel()
     loses = (states.gain + gain[:, None]).ravel()
     left = slack - uses
-    bound = loses + np.maximum(left * -slopes[0], left * -slopes[1])
+    bound = np.asarray(loses + np.maximum(left * -slopes[0], left * -slopes[1]), np.float64)
     kept = np.flatnonzero(bound <= limit)
     kept = kept[np.argsort(uses[kept], kind="stable")]
     by_usage, by_gain = uses[kept], loses[kept]
@@ -222,7 +242,7 @@ def front(usage: Integers, gain: Integers) -> Integers:
     low = np.minimum.accumulate(gain)
     kept = np.flatnonzero(np.concatenate((gain[:1] == gain[:1], gain[1:] < low[:-1])))
     again = usage[kept[1:]] == usage[kept[:-1]]
-    return kept[np.concatenate((~again, kept[:1] == kept[:1]))]
+    return np.asarray(kept[np.concatenate((~again, kept[:1] == kept[:1]))])
 
 
 def _twice(usage: Integers, gain: Integers, best: Integers) -> NDArray[np.bool_]:
@@ -245,10 +265,7 @@ def _narrowed(states: States, slack: int, lean: float, width: int) -> tuple[Stat
     stay = score < last
     equal = np.flatnonzero(score == last)
     stay[equal[: width - int(stay.sum())]] = True
-    parts = (states.usage, states.gain, states.bound, states.tied, states.parent, states.move)
-    usage, gain, bound, tied, parent, move = (part[stay] for part in parts)
-    lost = float(states.bound[~stay].min())
-    return States(usage, gain, bound, tied, parent, move), lost
+    return states.of(stay), float(states.bound[~stay].min())
 
 
 def _walked(

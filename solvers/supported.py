@@ -7,21 +7,36 @@ two of them the straight line is the linear relaxation: no choice lies below it,
 are equal to the last bit of a float.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from mpsearch.problem import Problem
-from mpsearch.solvers.front import Front, along
-from mpsearch.solvers.hull import hull
+from mpsearch.solvers.front import Compiled, Front, along, check_compiled, loaded
+from mpsearch.solvers.hull import Hull, hull
 from mpsearch.solvers.knapsack import ULP, Integers, Knapsack, knapsack
+from mpsearch.tables import Floats
 
 NAME = "supported"
+Wrap = Callable[[Integers, Integers], Hull]
+WORTH = 300_000  # classes above which loading compiled code pays
 
 
 @dataclass(frozen=True)
 class Supported:
-    """All supported points along one sum cost, each proven the best for what it costs."""
+    """All supported points along one sum cost, each proven the best for what it costs.
+
+    Attributes:
+        compiled: Whether compiled code runs; ``auto`` where there are many layers and numba is
+            installed.
+    """
+
+    compiled: Compiled = "auto"
+
+    def __post_init__(self) -> None:
+        """Check the setting."""
+        check_compiled(self.compiled)
 
     def frontier(self, problem: Problem, cost: str | None = None) -> Front:
         """The points: along the budget's cost by default, else the first that adds up.
@@ -32,12 +47,14 @@ class Supported:
         sack = knapsack(along(problem, cost, NAME), NAME)
         if sack is None:
             return Front.empty(NAME)
-        walk = walked(sack)
+        code = loaded("compiled", self.compiled, pays=len(sack.gain) >= WORTH)
+        walk = walked(sack, hull if code is None else code.hull)
         count = int(np.searchsorted(walk.usage, sack.room[0], side="right"))
         gain = walk.gain[:count]
         room = np.array([sack.room[0]])
         between = np.append(gain[1:], np.minimum(walk.within(room), gain[-1:]))
-        return Front.of(sack, walk.usage[:count], gain, walk, NAME, bounds=(gain, between))
+        name = NAME + ", compiled" * (code is not None)
+        return Front.of(sack, walk.usage[:count], gain, walk, name, bounds=(gain, between))
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,12 +89,19 @@ class Walk:
         return np.ceil(line - rounding).astype(np.int64).clip(0)
 
 
-def walked(sack: Knapsack) -> Walk:
+def walked(sack: Knapsack, wrap: Wrap = hull) -> Walk:
     """The walk from the least usage of a problem's only row to the least gain."""
-    corners = hull(sack.gain, sack.usage[0])
-    order = np.argsort(-corners.slope, kind="stable")
+    corners = wrap(sack.gain, sack.usage[0])
+    order = _steepest(corners.slope)
     rows = np.arange(len(corners.first))
     start = int(sack.gain[rows, corners.first].sum())
     usage = np.append(0, corners.usage[order]).cumsum()
     gain = start - np.append(0, corners.gain[order]).cumsum()
     return Walk(corners.first, corners.owner[order], corners.entry[order], usage, gain)
+
+
+def _steepest(slopes: Floats) -> Integers:
+    """The order of falling slopes, equal ones as they stand."""
+    order = np.argsort(-slopes)  # the quick sort, right unless there are equal slopes
+    fall = slopes[order]
+    return order if (fall[1:] < fall[:-1]).all() else np.argsort(-slopes, kind="stable")

@@ -30,6 +30,28 @@ def problem(tmp_path: Path) -> str:
     return str(path)
 
 
+def test_a_device_s_costs_are_written_one_file_each(tmp_path: Path) -> None:
+    out = tmp_path / "cost.json"
+    line = ["cost", "demo:digits", "--options", "w4a8,w8a8", "--device", "stm32h743"]
+    assert main([*line, "-o", str(out), "--json"]) == 0
+    found = {path.name: mp.load_table(path) for path in sorted(tmp_path.glob("*.json"))}
+    assert set(found) == {f"cost-{name}.json" for name in ("latency", "flash", "sram")}
+    latency = found["cost-latency.json"]
+    assert isinstance(latency, mp.Table)
+    assert list(latency.notes) == ["takes the cycles of w8a8"]
+
+
+def test_a_variant_is_named_after_a_colon(capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["cost", "demo:digits", "--options", "w4a8", "--model", "bitops:nncf", "--json"]
+    assert main(line) == 0
+    assert json.loads(capsys.readouterr().out)["unit"] == "BitOps (NNCF)"
+
+
+def test_an_unknown_device_is_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cost", "demo:digits", "--options", "w4a8", "--device", "eniac"]) == 2
+    assert "no device is named 'eniac'; there are a100, " in capsys.readouterr().err
+
+
 def test_solve_writes_the_allocation(problem: str, tmp_path: Path) -> None:
     out = tmp_path / "bits.json"
     assert main(["solve", problem, "-o", str(out)]) == 0

@@ -55,9 +55,7 @@ def test_unknown_kinds_and_names_say_what_there_is() -> None:
         LookupError, match="no kind is named 'solver'; kinds are sensitivity, hwmodels"
     ):
         registry.names("solver")
-    with pytest.raises(
-        LookupError, match="no device is named 'h9000'; there are "
-    ):
+    with pytest.raises(LookupError, match="no device is named 'h9000'; there are "):
         registry.load("devices", "h9000")
 
 

@@ -8,6 +8,7 @@ from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from mpsearch import fronts, pipeline, registry
@@ -36,7 +37,7 @@ from mpsearch.report.page import page
 from mpsearch.report.picture import frontier_svg
 from mpsearch.report.text import allocation_table, runs_table, table
 from mpsearch.sweep import Folder, Sweep
-from mpsearch.tables import Table
+from mpsearch.tables import Cost
 from mpsearch.task import Task
 from mpsearch.tracing import trace
 from mpsearch.verification import Verifier, verify_frontier
@@ -47,12 +48,11 @@ def search(arguments: Namespace) -> Said:
     """Find an allocation within budgets, and run it for real."""
     for path in _files(arguments):
         writable(path)
-    if arguments.device:
-        registry.load("devices", arguments.device)
+    models = _models(arguments)
     budgets = pairs(arguments.budget, "NAME=VALUE")
     clock = [time.perf_counter()]
     task = load_task(arguments.task, text=arguments.text)
-    found = _found(task, arguments, budgets)
+    found = _found(task, arguments, budgets, models)
     clock.append(time.perf_counter())
     along = next(iter(budgets), found.problem.costs[0].name)
     sweep = _sweep(arguments)
@@ -71,13 +71,15 @@ def search(arguments: Namespace) -> Said:
     return _written(report, found, arguments)
 
 
-def _found(task: Task, arguments: Namespace, budgets: Mapping[str, str]) -> pipeline.Search:
+def _found(
+    task: Task, arguments: Namespace, budgets: Mapping[str, str], models: tuple[str, ...]
+) -> pipeline.Search:
     return pipeline.search(
         task,
         split_options(arguments.options),
         budgets,
         method=arguments.method,
-        models=arguments.model or ("size", "bitops"),
+        models=models,
         solver=arguments.solver,
         recipe=_recipe(arguments),
         pin=pairs(arguments.pin, "REGEX=OPTION"),
@@ -176,13 +178,29 @@ def sensitivity(arguments: Namespace) -> Said:
 
 
 def cost(arguments: Namespace) -> Said:
-    """Write the table of a hardware cost."""
+    """Write the tables of a hardware model: one as FILE, several as FILE-NAME."""
     writable(arguments.output)
+    models = _models(arguments)
     task = load_task(arguments.task, text=arguments.text)
-    made = pipeline.cost(
-        _network(task, arguments), split_options(arguments.options), arguments.model
-    )
-    return _saved_table(made, arguments.output)
+    network, options = _network(task, arguments), split_options(arguments.options)
+    made = {n: c for model in models for n, c in pipeline.costs(network, options, model).items()}
+    if len(made) == 1:
+        return _saved_table(next(iter(made.values())), arguments.output)
+    output = Path(arguments.output) if arguments.output else None
+    said = {
+        name: _saved_table(each, str(output.with_stem(f"{output.stem}-{name}")) if output else None)
+        for name, each in made.items()
+    }
+    document = {name: each.document for name, each in said.items()}
+    return Said(document, "\n\n".join(each.text for each in said.values()))
+
+
+def _models(arguments: Namespace) -> tuple[str, ...]:
+    """The hardware models asked for, the device's among them."""
+    models = list(arguments.model or [])
+    if arguments.device:
+        models.append(f"{registry.load('devices', arguments.device).model}:{arguments.device}")
+    return tuple(models) or (("size",) if arguments.command == "cost" else ("size", "bitops"))
 
 
 def _network(task: Task, arguments: Namespace) -> Network:
@@ -190,7 +208,7 @@ def _network(task: Task, arguments: Namespace) -> Network:
     return trace(task.model, checked(task.batches)[0], pin=pin, skip=arguments.skip)
 
 
-def _saved_table(made: Table, output: str | None) -> Said:
+def _saved_table(made: Cost, output: str | None) -> Said:
     if output:
         save_table(made, output)
     document = {"schema": TABLE, "name": made.name, "layers": [n.name for n in made.layers]}

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -85,6 +86,16 @@ class HardwareSuite:
                 assert isinstance(other, Table)
                 np.testing.assert_array_equal(other.values, cost.values[::-1])
                 assert (other.fixed, other.reference) == (cost.fixed, cost.reference)
+
+    def test_a_batch_costs_no_less_than_a_sample_and_no_more_than_each_alone(self) -> None:
+        if not (is_dataclass(self.hardware) and hasattr(self.hardware, "batch")):
+            return  # it prices single samples
+        hardware: Any = self.hardware
+        three = replace(hardware, batch=3 * hardware.batch)
+        there = three.costs(self.network(), tuple(self.options))
+        for cost in self.costs():
+            for one, many in zip(self._uniform(cost), self._uniform(there[cost.name]), strict=True):
+                assert one * (1 - 1e-9) <= many <= 3 * one * (1 + 1e-9)
 
     def test_each_option_is_priced_alone(self) -> None:
         for number, option in enumerate(self.options):

@@ -7,14 +7,14 @@ before it is timed, and what that took is printed apart.
 """
 
 import argparse
+import itertools
 import os
 import platform
 import statistics
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from importlib import metadata
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,47 +24,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 
 from mpsearch import registry
-from mpsearch.problem import Budget, Problem, Solution, Status
-from tests.bench.processes import child, cpu, quiet
+from mpsearch.problem import Problem, Solution, Status
+from tests.bench.measured import Line, T, load, machine, quiet, timed
+from tests.bench.million import child
 from tests.references.engines import cbc, cbc_scaled, few, scipy_milp
 from tests.solvers.instances import instance, interacting
 
 SEEDS = (0, 1, 2)
+SHARES = (0.1, 0.35, 0.7)  # of the way from the cheapest to the dearest, one for each seed
+FAMILIES = ("llm_int", "moe_int", "lat_real")
 SMALL = 1e-2  # of a loss of about 1: what CBC's tolerances are too wide for, and what KL is like
 PLAIN, COMPILED = "numpy", "compiled"
 MODES = {PLAIN: "never", COMPILED: "always"}
-
-
-@dataclass(frozen=True)
-class Line:
-    """One figure beside what was promised.
-
-    Attributes:
-        what: What was measured.
-        measured: In ``unit``.
-        target: What it should be at most, or at least where ``least``.
-        unit: Such as ``ms`` or ``x``.
-        least: Whether more is better.
-        note: What else is worth knowing.
-    """
-
-    what: str
-    measured: float
-    target: float
-    unit: str
-    least: bool = False
-    note: str = ""
-
-    @property
-    def passed(self) -> bool:
-        """Whether the promise is kept."""
-        return self.measured >= self.target if self.least else self.measured <= self.target
-
-    def __str__(self) -> str:
-        sign = ">=" if self.least else "<="
-        word = "PASS" if self.passed else "FAIL"
-        figure = f"{self.measured:10.4g} {self.unit:<2} {sign} {self.target:<7g}"
-        return f"  {word}  {self.what:<52} {figure} {self.note}"
 
 
 Row = Callable[[], Iterator[Line]]
@@ -72,29 +43,25 @@ Row = Callable[[], Iterator[Line]]
 
 def ours(name: str, **fields: Any) -> Any:
     """A solver of ours; in compiled mode run first by :func:`warm`."""
-    return registry.load("solvers", name)(**fields)
+    kind = "frontiers" if name == "supported" else "solvers"
+    return registry.load(kind, name)(**fields)
 
 
-def timed(work: Callable[[], Any], times: int = 5) -> tuple[float, Any]:
-    """Median CPU seconds of so many runs, and the last result."""
-    taken = []
-    result = None
-    for _ in range(times):
-        start = cpu()
-        result = work()
-        taken.append(cpu() - start)
-    return statistics.median(taken), result
+def warm(mode: str, work: Callable[[Problem], Any], case: Problem) -> str:
+    """Run compiled code once; how long that took in all."""
+    return f"(first call {timed(1, work, case)[0]:.1f} s)" if mode == COMPILED else ""
 
 
-def warm(work: Callable[[], Any]) -> str:
-    """Run once; how long that took in all."""
-    return f"(first call {timed(work, 1)[0]:.1f} s)"
+def every(work: Callable[[Problem], T], problems: Sequence[Problem]) -> list[T]:
+    """What is found for each problem."""
+    return [work(problem) for problem in problems]
 
 
-def proven(solution: Solution) -> None:
-    """Refuse a figure whose answer is not what the row is about."""
+def proven(solution: Solution) -> float:
+    """The loss; ``ValueError`` where it is not proven optimal, as the row is to show."""
     if solution.status is not Status.OPTIMAL:
         raise ValueError(f"{solution.solver} proved no optimum, gap {solution.gap:.3g}")
+    return solution.loss
 
 
 def of_loss(solution: Solution) -> float:
@@ -104,25 +71,29 @@ def of_loss(solution: Solution) -> float:
 
 def exact_224() -> Iterator[Line]:
     """224 layers, one budget, proven optimal: speed over PuLP and CBC."""
-    families = ("llm_int", "moe_int", "lat_real", "cnn_int")
-    cases = [instance(f, 224, seed=seed, scale=SMALL) for f in families for seed in SEEDS]
-    notes = {PLAIN: "", COMPILED: warm(lambda: ours("exact", compiled="always").solve(cases[0]))}
+    cases = [
+        instance(family, 224, seed=seed, share=SHARES[seed], scale=SMALL)
+        for family in (*FAMILIES, "cnn_int")
+        for seed in SEEDS
+    ]
+    solvers = {mode: ours("exact", compiled=compiled) for mode, compiled in MODES.items()}
+    notes = {mode: warm(mode, solver.solve, cases[0]) for mode, solver in solvers.items()}
     seconds: dict[str, list[float]] = {name: [] for name in (*MODES, "cbc", "cbc_scaled")}
     excess: list[float] = []
     for case in cases:
-        for mode, compiled in MODES.items():
-            solver = ours("exact", compiled=compiled)
-            spent, found = timed(lambda s=solver, c=case: s.solve(c))
-            proven(found)
+        best = np.inf
+        for mode, solver in solvers.items():
+            spent, found = timed(5, solver.solve, case)
+            best = proven(found)
             seconds[mode].append(spent)
         for engine in (cbc, cbc_scaled):
-            spent, choice = timed(lambda e=engine, c=case: e(c), 1)
+            spent, choice = timed(1, engine, case)
             seconds[engine.__name__].append(spent)
             loss = case.total(choice) if choice and case.feasible(choice) else np.inf
-            if loss < found.loss:
-                raise ValueError(f"{engine.__name__} found {loss}, less than {found.loss}")
+            if loss < best:
+                raise ValueError(f"{engine.__name__} found {loss}, less than {best}")
             if engine is cbc:
-                excess.append(loss / found.loss - 1)
+                excess.append(loss / best - 1)
     wrong = sum(more > 1e-9 for more in excess)
     said = (
         f"CBC's answer is above the optimum in {wrong} of {len(cases)}, by up to {max(excess):.2%}"
@@ -141,14 +112,13 @@ def exact_224() -> Iterator[Line]:
 
 def exact_10k() -> Iterator[Line]:
     """10,000 layers, proven optimal."""
-    families = ("llm_int", "moe_int", "lat_real")
-    cases = [instance(f, 10_000, seed=seed) for f in families for seed in SEEDS]
+    cases = [instance(f, 10_000, seed=s, share=SHARES[s]) for f in FAMILIES for s in SEEDS]
     for mode, target in ((PLAIN, 150), (COMPILED, 15)):
         solver = ours("exact", compiled=MODES[mode])
-        note = warm(lambda s=solver: s.solve(cases[0])) if mode == COMPILED else ""
+        note = warm(mode, solver.solve, cases[0])
         taken = []
         for case in cases:
-            spent, found = timed(lambda s=solver, c=case: s.solve(c), 3)
+            spent, found = timed(3, solver.solve, case)
             proven(found)
             taken.append(spent * 1e3)
         note = f"worst {max(taken):.0f} ms {note}"
@@ -157,13 +127,14 @@ def exact_10k() -> Iterator[Line]:
 
 def supported_10k() -> Iterator[Line]:
     """All supported points, 10,000 layers."""
-    cases = [free(instance(f, 10_000, seed=s)) for f in ("llm_int", "lat_real") for s in SEEDS]
-    solver = ours("supported")
-    runs = [timed(lambda c=case: solver.frontier(c)) for case in cases]
-    note = f"{statistics.median(len(front) for _, front in runs):.0f} points"
-    middle = statistics.median(spent for spent, _ in runs) * 1e3
-    yield Line(PLAIN, middle, 25, "ms", note=note)
-    yield Line(f"{COMPILED} (there is none: the same)", middle, 8, "ms", note=note)
+    cases = [free(instance(f, 10_000, seed=seed)) for f in FAMILIES for seed in SEEDS]
+    for mode, target in ((PLAIN, 25), (COMPILED, 8)):
+        solver = ours("supported", compiled=MODES[mode])
+        note = warm(mode, solver.frontier, cases[0])
+        runs = [timed(5, solver.frontier, case) for case in cases]
+        note = f"{statistics.median(len(front) for _, front in runs):.0f} points {note}"
+        middle = statistics.median(spent for spent, _ in runs) * 1e3
+        yield Line(mode, middle, target, "ms", note=note)
 
 
 def free(problem: Problem) -> Problem:
@@ -176,8 +147,9 @@ def exact_1m() -> Iterator[Line]:
     for mode, target in ((PLAIN, 3.0), (COMPILED, 1.5)):
         told = [child(family, MODES[mode]) for family in ("llm_int", "lat_real")]
         gap, memory = max(t["gap"] for t in told), max(t["gib"] for t in told)
-        note = f"(first call more by {told[0]['first']:.1f} s)" if mode == COMPILED else ""
-        yield Line(mode, statistics.median(t["seconds"] for t in told), target, "s", note=note)
+        which = "first" if mode == PLAIN else "seconds"
+        note = f"(first call {told[0]['first']:.1f} s)" if mode == COMPILED else ""
+        yield Line(mode, statistics.median(t[which] for t in told), target, "s", note=note)
         yield Line(f"{mode}: gap", gap, 1e-6, "")
         yield Line(f"{mode}: peak memory of the process", memory, 1.0, "GiB")
 
@@ -187,8 +159,8 @@ def frontier_224() -> Iterator[Line]:
     cases = [free(instance("llm_int", 224, seed=seed)) for seed in SEEDS]
     for mode, target in ((PLAIN, 0.2), (COMPILED, 0.06)):
         solver = ours("frontier-exact", compiled=MODES[mode])
-        note = warm(lambda s=solver: s.frontier(cases[0])) if mode == COMPILED else ""
-        runs = [timed(lambda s=solver, c=case: s.frontier(c), 3) for case in cases]
+        note = warm(mode, solver.frontier, cases[0])
+        runs = [timed(3, solver.frontier, case) for case in cases]
         if not all(front.exact for _, front in runs):
             raise ValueError("a frontier is not proven exact")
         note = f"{[len(front) for _, front in runs]} points {note}"
@@ -197,17 +169,14 @@ def frontier_224() -> Iterator[Line]:
 
 def budgets_100() -> Iterator[Line]:
     """100 budgets, real costs, 224 layers, over scipy.milp (of which every fifth is run)."""
-    case = instance("lat_real", 224)
-    cost = case.budgets[0].cost
-    low, high = (cost.total(f(cost.values, axis=1)) for f in (np.argmin, np.argmax))
-    limits = [low + share * (high - low) for share in np.linspace(0.02, 0.9, 100)]
-    asked = [Problem(case.loss, (Budget(cost, limit),)) for limit in limits]
+    shares = np.linspace(0.02, 0.9, 100).tolist()
+    asked = [instance("lat_real", 224, share=share) for share in shares]
     with quiet():
-        theirs = timed(lambda: [scipy_milp(problem) for problem in asked[::5]], 1)[0] * 5
+        theirs = timed(1, every, scipy_milp, asked[::5])[0] * 5
     for mode, target in ((PLAIN, 30), (COMPILED, 150)):
         solver = ours("exact", compiled=MODES[mode])
-        note = warm(lambda s=solver: s.solve(asked[0])) if mode == COMPILED else ""
-        spent, found = timed(lambda s=solver: [s.solve(problem) for problem in asked], 3)
+        note = warm(mode, solver.solve, asked[0])
+        spent, found = timed(3, every, solver.solve, asked)
         for solution in found:
             proven(solution)
         note = f"{spent * 1e3:.0f} ms against {theirs:.1f} s {note}"
@@ -219,7 +188,7 @@ def several_budgets() -> Iterator[Line]:
     for layers, gap, seconds in ((224, 5e-3, 0.1), (1_000, 2e-4, 0.2), (10_000, 2e-5, 1.0)):
         for more in (("lat_real",), ("lat_real", "moe_int")):
             cases = [instance("llm_int", layers, seed=seed, more=more) for seed in SEEDS]
-            runs = [timed(lambda c=case: ours("lagrange").solve(c), 1) for case in cases]
+            runs = [timed(1, ours("lagrange").solve, case) for case in cases]
             what = f"{layers} layers, {len(more) + 1} budgets"
             middle = statistics.median(of_loss(found) for _, found in runs)
             worst = max(of_loss(found) for _, found in runs)
@@ -232,10 +201,10 @@ def two_budgets() -> Iterator[Line]:
     ratios, times = [], []
     for seed in SEEDS:
         case = instance("llm_int", 224, seed=seed, more=("lat_real",))
-        spent, found = timed(lambda c=case: ours("milp").solve(c), 3)
+        spent, found = timed(3, ours("milp").solve, case)
         proven(found)
         with quiet():
-            theirs, choice = timed(lambda c=case: scipy_milp(c, gap=0), 1)
+            theirs, choice = timed(1, scipy_milp, case, gap=0)
         if case.feasible(choice) and case.total(choice) < found.loss:
             raise ValueError("HiGHS found less than what was proven optimal")
         ratios.append(theirs / spent)
@@ -251,7 +220,7 @@ def quadratic() -> Iterator[Line]:
         for seed in SEEDS:
             case = interacting(50, 3, seed, correlation)
             aim = 1e-3 * abs(ours("quadratic", parts=1).solve(case).loss) / case.span * 0.9
-            runs.append(timed(lambda c=case, a=aim: ours("quadratic", gap=a).solve(c), 1))
+            runs.append(timed(1, ours("quadratic", gap=aim).solve, case))
         what = f"correlation {correlation}"
         yield Line(f"{what}: gap", max(of_loss(found) for _, found in runs), 1e-3, "")
         worst = max(spent for spent, _ in runs)
@@ -260,20 +229,21 @@ def quadratic() -> Iterator[Line]:
 
 
 def few_formats() -> Iterator[Line]:
-    """At most 3 of 8 formats in the network, by enumeration, over the MILP (HiGHS)."""
-    ratios, times = [], []
-    for seed in SEEDS:
-        case = instance("llm_int", 224, 8, seed)
-        spent, found = timed(lambda c=case: ours("few-formats", most=3).solve(c), 3)
-        with quiet():
-            theirs, choice = timed(lambda c=case: few(c, 3), 1)
-        if case.feasible(choice) and case.total(choice) < found.loss * (1 - 1e-9):
-            raise ValueError("the MILP found less")
-        proven(found)
-        ratios.append(theirs / spent)
-        times.append(spent)
-    note = f"{statistics.median(times) * 1e3:.1f} ms"
-    yield Line(PLAIN, statistics.median(ratios), 40, "x", least=True, note=note)
+    """At most so many of 6 formats in the network, by enumeration, over the MILP (HiGHS)."""
+    for layers, most in ((224, (2, 3, 4)), (1_000, (3,))):
+        ratios, times = [], []
+        for family, formats, seed in itertools.product(FAMILIES, most, SEEDS):
+            case = instance(family, layers, seed=seed)
+            spent, found = timed(3, ours("few-formats", most=formats).solve, case)
+            with quiet():
+                theirs, choice = timed(1, few, case, formats)
+            if case.feasible(choice) and case.total(choice) < proven(found) * (1 - 1e-9):
+                raise ValueError("the MILP found less")
+            ratios.append(theirs / spent)
+            times.append(spent)
+        note = f"{statistics.median(times) * 1e3:.1f} ms, from {min(ratios):.0f} to {max(ratios):.0f} x"
+        what = f"{layers} layers, at most {' or '.join(map(str, most))}"
+        yield Line(what, statistics.median(ratios), 40, "x", least=True, note=note)
 
 
 ROWS: dict[str, Row] = {
@@ -312,21 +282,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     kept = sum(line.passed for line in lines)
     print(f"{kept} of {len(lines)} figures are as promised [load {load()}]")
     return int(kept < len(lines))
-
-
-def machine() -> str:
-    """The processor and what is installed."""
-    cpus = Path("/proc/cpuinfo")
-    names = [line for line in cpus.read_text().splitlines() if "model name" in line][:1]
-    versions = [f"{name} {metadata.version(name)}" for name in ("numpy", "scipy", "pulp", "numba")]
-    return ", ".join(
-        [*(n.split(":")[1].strip() for n in names), f"{os.cpu_count()} CPUs", *versions]
-    )
-
-
-def load() -> str:
-    """How many processes ran of late, in the last minute and five."""
-    return "{:.1f} {:.1f}".format(*os.getloadavg()[:2])
 
 
 if __name__ == "__main__":

@@ -46,6 +46,21 @@ def test_aqt_s_linear_ace(option: str, giga: float, shared: Path) -> None:
     assert found / 1e9 == pytest.approx(giga, abs=0.005)
 
 
+def test_reactnet_s_operations_on_a_64_bit_cpu() -> None:
+    """4.82e9 binary MACs and 0.12e8 of floats are published as 0.87e8 operations."""
+    net = network({"binary": 4_820_000_000, "first": 12_000_000})
+    found = Ace("cpu64").costs(net, mp.options("w1a1", "bf16/bf16"))["ace"].total([0, 1])
+    assert found / 1e8 == pytest.approx(0.873, abs=5e-4)
+    assert Ace("cpu64").costs(net, mp.options("w8a8"))["ace"].total([0, 0]) == net.macs
+
+
+def test_an_unknown_variant_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match="no variant is named 'cubic'; there are quadratic, linear"
+    ):
+        Ace("cubic")  # type: ignore[arg-type]
+
+
 def test_hawq_v3_s_rows_of_resnet18(shared: Path) -> None:
     table = json.loads((shared / "oracles/hawq/ilp_tables.json").read_text())["resnet18"]
     inner = dict(zip(table["layer_names"], table["macs"], strict=True))

@@ -20,5 +20,9 @@ class TestAce(HardwareSuite):
     hardware = Ace()
 
 
+class TestCpu64(HardwareSuite):
+    hardware = Ace("cpu64")
+
+
 class TestLinearAce(HardwareSuite):
     hardware = Ace("linear")

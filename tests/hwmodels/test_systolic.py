@@ -120,7 +120,7 @@ def test_what_it_cannot_price_is_refused(tmp_path: Path) -> None:
         Systolic().costs(net, mp.options("w4a16"))
     with pytest.raises(ValueError, match="layer 'flat' has no weight shape"):
         Systolic().costs(mp.Network((mp.Layer("flat", 9, 9),)), mp.options("w4a8"))
-    with pytest.raises(LookupError, match="no device is named 'eyeriss'; there are bitfusion, "):
+    with pytest.raises(LookupError, match=r"no device is named 'eyeriss'; there are .*bitfusion"):
         Systolic("eyeriss").costs(net, mp.options("w4a8"))
     with pytest.raises(ValueError, match="no dataflow is named 'rs'; there are ws, os and is"):
         Systolic(dataflow="rs")  # type: ignore[arg-type]

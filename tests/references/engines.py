@@ -4,14 +4,15 @@ from typing import Any
 
 import numpy as np
 import pulp
+import scipy.optimize
 from numpy.typing import NDArray
-from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_matrix, vstack
 
 from mpsearch.problem import Problem
 from mpsearch.tables import Table
 
 Numbers = NDArray[Any]
+optimize: Any = scipy.optimize  # whose stubs know no arrays
 Choice = tuple[int, ...]
 
 
@@ -58,11 +59,11 @@ def scipy_milp(problem: Problem, gap: float = 1e-7, seconds: float = 60.0) -> Ch
     limits = np.array([limit for _, limit in rows])
     low = np.concatenate([np.ones(count), np.full(len(rows), -np.inf)])
     high = np.concatenate([np.ones(count), limits])
-    found = milp(
+    found = optimize.milp(
         loss.ravel(),
-        constraints=LinearConstraint(matrix, low, high),
+        constraints=optimize.LinearConstraint(matrix, low, high),
         integrality=np.ones(loss.size),
-        bounds=Bounds(0, problem.mask.ravel().astype(float)),
+        bounds=optimize.Bounds(0, problem.mask.ravel().astype(float)),
         options={"mip_rel_gap": gap, "time_limit": seconds},
     )
     if found.x is None:
@@ -104,15 +105,16 @@ def few(problem: Problem, formats: int, seconds: float = 60.0) -> Choice:
     )
     costs = [csr_matrix(np.append(cost.ravel(), np.zeros(width))) for cost, _ in rows]
     some = csr_matrix(np.repeat([0.0, 1.0], [loss.size, width]))
-    high = [np.ones(count), np.zeros(loss.size), [limit for _, limit in rows], [formats]]
+    limits = np.array([*(limit for _, limit in rows), formats])
+    high = [np.ones(count), np.zeros(loss.size), limits]
     low = [np.ones(count), np.full(loss.size + len(rows) + 1, -np.inf)]
-    found = milp(
+    found = optimize.milp(
         np.append(loss.ravel(), np.zeros(width)),
-        constraints=LinearConstraint(
+        constraints=optimize.LinearConstraint(
             vstack([once, used, *costs, some]), np.concatenate(low), np.concatenate(high)
         ),
         integrality=np.ones(loss.size + width),
-        bounds=Bounds(0, 1),
+        bounds=optimize.Bounds(0, 1),
         options={"mip_rel_gap": 1e-7, "time_limit": seconds},
     )
     if found.x is None:

@@ -7,7 +7,7 @@ import pytest
 from mpsearch.problem import Problem, Status
 from tests.references.engines import cbc, cbc_scaled, few, scipy_milp
 from tests.solvers.instances import BITS, FAMILIES, HARD, between, instance, interacting
-from tests.solvers.ours import PROVE, REGISTERED, solved, solver
+from tests.solvers.ours import PROVE, solved, solver
 
 EASY = tuple(family for family in FAMILIES if family not in HARD)
 NARROW = 1e-5  # of the span: the gap of what is made to be hard
@@ -49,7 +49,7 @@ def test_what_is_made_to_be_hard_has_an_honest_gap(family: str) -> None:
 
 
 @pytest.mark.parametrize("more", [("lat_real",), ("lat_real", "moe_int")])
-@pytest.mark.parametrize("name", [n for n in ("lagrange", "milp") if n in REGISTERED])
+@pytest.mark.parametrize("name", ["lagrange", "milp"])
 def test_several_budgets_hold_together_and_no_engine_is_below_the_bound(
     name: str, more: tuple[str, ...]
 ) -> None:
@@ -62,7 +62,6 @@ def test_several_budgets_hold_together_and_no_engine_is_below_the_bound(
         assert found.loss <= theirs * (1 + (1e-12 if name == "milp" else 0.05))
 
 
-@pytest.mark.skipif("few-formats" not in REGISTERED, reason="no such solver here")
 def test_few_formats_are_no_worse_than_a_program_s() -> None:
     for seed in range(3):
         problem = instance("llm_int", 40, 8, seed)
@@ -72,7 +71,6 @@ def test_few_formats_are_no_worse_than_a_program_s() -> None:
         assert found.bound <= found.loss <= total(problem, theirs) * (1 + 1e-9)
 
 
-@pytest.mark.skipif("quadratic" not in REGISTERED, reason="no such solver here")
 def test_interactions_are_minimised_within_a_proven_bound() -> None:
     problem = interacting(8, 3, 0, 0.5)
     found = solved("quadratic", problem)

@@ -197,10 +197,14 @@ def test_many_small_merges_and_few_large_ones_give_the_same(
 
 @pytest.mark.parametrize("states", [10**6, 400])
 @pytest.mark.parametrize("share", [1.0, 0.4])
-def test_compiled_points_are_the_same_bit_for_bit(states: int, share: float) -> None:
+@pytest.mark.parametrize("grain", [1, 500])
+def test_compiled_points_are_the_same_bit_for_bit(states: int, share: float, grain: int) -> None:
     pytest.importorskip("numba")
     asked = curve(3)
-    cost = asked.costs[0]
+    size = asked.costs[0]
+    assert isinstance(size, Table)
+    cost = replace(size, values=size.values // grain)  # large grains make equal costs
+    asked = replace(asked, costs=(cost,))
     dear = cost.total([2] * 24)
     asked = replace(asked, budgets=(Budget(cost, int(share * dear)),))
     settings: dict[str, Any] = {"states": states, "epsilon": 0.1}
@@ -208,8 +212,12 @@ def test_compiled_points_are_the_same_bit_for_bit(states: int, share: float) -> 
     two = FrontierExact(compiled="always", **settings).frontier(asked)
     for name in ("usage", "gain", "least", "between"):
         assert (getattr(one, name) == getattr(two, name)).all()
-    assert one.choice(5) == two.choice(5)
+    assert one.choice(-1) == two.choice(-1)
     assert (one.solver, two.solver) == ("frontier-exact", "frontier-exact, compiled")
+
+
+def missing(name: str) -> None:
+    raise ModuleNotFoundError(f"No module named {name!r}")
 
 
 def test_auto_compiles_only_where_there_are_many_labels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,7 +225,7 @@ def test_auto_compiles_only_where_there_are_many_labels(monkeypatch: pytest.Monk
     assert FrontierExact().frontier(curve(3)).solver == "frontier-exact"
     monkeypatch.setattr("mpsearch.solvers.frontier_exact.WORTH", 1000)
     assert FrontierExact().frontier(curve(3)).solver == "frontier-exact, compiled"
-    monkeypatch.setattr("mpsearch.solvers.frontier_exact.find_spec", lambda _: None)
+    monkeypatch.setattr("mpsearch.solvers.front.import_module", missing)
     assert FrontierExact().frontier(curve(3)).solver == "frontier-exact"
 
 
@@ -308,6 +316,37 @@ def test_the_cost_named_is_followed_and_told_first() -> None:
     assert (SMALL.frontier(with_budget).cost == front.cost).all()
 
 
+def single(loss: Any, cost: Any, *, loss_fixed: float = 0, cost_fixed: float = 0) -> Problem:
+    """One layer of three options."""
+    bare = problem(0).loss
+    rows = bare.layers[:1]
+    return Problem(
+        Table(rows, bare.options, np.array([loss]), "loss", fixed=loss_fixed),
+        (),
+        (Table(rows, bare.options, np.array([cost]), "ms", "latency", fixed=cost_fixed),),
+    )
+
+
+def test_costs_that_a_budget_cannot_tell_apart_share_a_bound() -> None:
+    asked = single([2.0, 1.0, 0.0], [1.0, 1.0 + 1e-14, 2.0])
+    front = SMALL.frontier(asked)
+    assert front.loss.tolist() == [2.0, 1.0, 0.0]
+    assert front.bound[0] <= 1.0
+    assert front.bound[1] > 0.9
+    held = replace(asked, budgets=(Budget(asked.costs[0], front.cost[0]),))
+    assert SMALL.solve(held).loss == 1.0
+
+
+def test_points_that_floats_cannot_tell_apart_are_one() -> None:
+    costs = SMALL.frontier(single([2.0, 1.0, 0.0], [0.25, 0.5, 64.0], cost_fixed=1e16))
+    assert len(costs) == 2
+    assert [costs.choice(i) for i in range(2)] == [(1,), (2,)]
+    losses = SMALL.frontier(single([64.0, 0.5, 0.25], [1, 2, 3], loss_fixed=1e16))
+    assert [losses.choice(i) for i in range(2)] == [(0,), (1,)]
+    assert costs.exact
+    assert len(losses) == 2
+
+
 def test_other_budgets_on_sums_are_refused_and_milp_is_named() -> None:
     asked = curve(0)
     other = replace(curve(5).costs[0], name="latency")
@@ -347,6 +386,6 @@ def test_settings_are_checked(settings: Any, message: str) -> None:
 
 
 def test_compiled_code_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mpsearch.solvers.frontier_exact.find_spec", lambda _: None)
+    monkeypatch.setattr("mpsearch.solvers.front.import_module", missing)
     with pytest.raises(ImportError, match=r"needs numba: pip install mpsearch\[fast\]"):
         FrontierExact(compiled="always").frontier(curve(0))

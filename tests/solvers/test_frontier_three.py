@@ -73,6 +73,19 @@ def test_with_a_proving_solver_box_by_box_the_points_are_on_the_true_frontier(se
     assert len(mine) > len(swept) / 2
 
 
+def test_bounds_hold_for_what_a_budget_of_the_cost_lets_in() -> None:
+    held = asked(0, 3)
+    near = 1.0 + 1e-14 * np.arange(9).reshape(3, 3)
+    latency = Table(held.loss.layers, held.loss.options, near, "ms", "latency")
+    held = replace(held, costs=(held.costs[0], latency))
+    points = FrontierThree(weights=30, grid=0).frontier(held, COSTS)
+    assert len(points) > 2
+    for point in points:
+        budgets = tuple(Budget(c, point.cost[c.name]) for c in held.costs)
+        best = brute(replace(held, budgets=budgets))[:, 0].min()
+        assert point.bound <= best + 1e-15
+
+
 def test_prices_alone_miss_points_that_boxes_find() -> None:
     held = asked(1, 7)
     few = FrontierThree(weights=50, grid=0).frontier(held, COSTS)

@@ -18,7 +18,7 @@ from mpsearch.problem import Budget, Problem, Status
 from mpsearch.solvers import Exhaustive
 from mpsearch.tables import Numbers, Table
 from mpsearch.testing.solver import least_loss
-from tests.solvers.ours import FRONTIERS, ONE_BUDGET, PROVE, solved, solver
+from tests.solvers.ours import ONE_BUDGET, PROVE, solved, solver
 
 EXAMPLES = {"nsga2": 3, "optuna": 2, "evolution": 5, "genetic": 5, "quadratic": 10, "milp": 15}
 STEADY = tuple(n for n in ONE_BUDGET if n not in ("nsga2", "optuna", "evolution", "genetic"))
@@ -84,7 +84,7 @@ def test_answers_are_feasible_and_between_bound_and_best(name: str) -> None:
     each(name, right)
 
 
-@pytest.mark.parametrize("name", [n for n in ("exact", "dp") if n in ONE_BUDGET])
+@pytest.mark.parametrize("name", ["exact", "dp"])
 def test_equal_losses_are_told_apart_as_exhaustive_does(name: str) -> None:
     """By lower cost, then by the order of layers: few losses, few costs, so many are equal."""
 
@@ -192,7 +192,6 @@ def near(values: Sequence[float], wanted: Sequence[float], size: float) -> bool:
     )
 
 
-@pytest.mark.skipif("frontier-exact" not in FRONTIERS, reason="no such solver here")
 @given(one_budget())
 @settings(max_examples=60)
 def test_the_exact_frontier_is_every_choice_that_none_beats(problem: Problem) -> None:
@@ -205,7 +204,6 @@ def test_the_exact_frontier_is_every_choice_that_none_beats(problem: Problem) ->
     assert (np.diff(front.loss) < 0).all()
 
 
-@pytest.mark.skipif("frontier-exact" not in FRONTIERS, reason="no such solver here")
 @given(one_budget(layers=12))
 @settings(max_examples=15)
 def test_the_exact_frontier_is_a_sweep_of_single_solves(problem: Problem) -> None:
@@ -219,7 +217,6 @@ def test_the_exact_frontier_is_a_sweep_of_single_solves(problem: Problem) -> Non
             assert found.loss == pytest.approx(front.loss[place], rel=ROUNDING)
 
 
-@pytest.mark.skipif("supported" not in FRONTIERS, reason="no such solver here")
 @given(one_budget())
 @settings(max_examples=40)
 def test_supported_points_are_the_corners_of_the_frontier(problem: Problem) -> None:

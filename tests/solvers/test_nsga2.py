@@ -15,8 +15,8 @@ from mpsearch.network import Layer
 from mpsearch.pareto import Point
 from mpsearch.problem import Budget, Constraint, Interaction, Problem, Status
 from mpsearch.solvers import Milp, nsga2
-from mpsearch.solvers.population import Genes
 from mpsearch.solvers.nsga2 import NSGA2, hypervolume
+from mpsearch.solvers.population import Genes
 from mpsearch.tables import Stages, Table
 from mpsearch.testing import SolverSuite
 from tests.conftest import require

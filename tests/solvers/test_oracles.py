@@ -116,6 +116,7 @@ def test_limpq_s_joint_bits_are_proven_optimal(solver: str, shared: Path) -> Non
     solution = solved(solver, problem)
     assert solution.status is Status.OPTIMAL
     assert problem.feasible(solution.choice)
+    assert solution.loss == pytest.approx(4.617439227178693, rel=1e-12)  # of HiGHS, scaled
     theirs = scipy_milp(problem, gap=0)
     assert solution.choice == theirs
 

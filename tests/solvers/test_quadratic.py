@@ -16,7 +16,7 @@ from mpsearch.solvers import convex, form
 from mpsearch.solvers.branching import Branching
 from mpsearch.solvers.exhaustive import Exhaustive
 from mpsearch.solvers.form import Answer, Answers, Form
-from mpsearch.solvers.local_search import annealed, searched
+from mpsearch.solvers.local_search import _Chains, annealed, searched
 from mpsearch.solvers.lowering import lowered
 from mpsearch.solvers.quadratic import Quadratic
 from mpsearch.testing import SolverSuite
@@ -319,7 +319,9 @@ def test_blocks_that_leave_a_concave_turn_are_raised() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
-def test_an_answer_that_breaks_a_condition_is_not_taken_for_a_bound(value: float) -> None:
+def test_an_answer_that_breaks_a_condition_is_not_taken_for_a_bound(
+    value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """At the end of branch and bound stand answers; those that do not fit prove nothing."""
     made = form_of(replace(signed(3, 2, 0), budgets=(), costs=()))
     problem = replace(signed(3, 2, 0), budgets=(), costs=())
@@ -327,7 +329,42 @@ def test_an_answer_that_breaks_a_condition_is_not_taken_for_a_bound(value: float
     known.best = Answer((0, 0, 0), 1.0, 1.0)
     relaxation, points, _ = convex.relaxed(made, np.inf)
     search = Branching(relaxation, known, 1e-9)
-    known.offer = lambda _: value > 0  # type: ignore[method-assign]
+    monkeypatch.setattr(known, "offer", lambda _: value > 0)
     least = min(map(made.value, answers(made)))
     floor = search.run(points, -np.inf, parts=1000, deadline=np.inf)
     assert floor >= least - 1e-9 if value else floor > least + 1e-3
+
+
+def test_chains_keep_account_of_their_values() -> None:
+    made = form_of(signed(6, 3, 2))
+    begin, rng = next(answers(made)), np.random.default_rng(0)
+    chains = _Chains(made, begin, 5)
+    for _ in range(20):
+        one = rng.integers(6, size=5)
+        first, second = rng.integers(3, size=(2, 5))
+        chains.move(one, (one + 1) % 6, first, second, np.full(5, np.inf))
+    assert len(np.unique(chains.picks, axis=0)) > 1
+    for value, picks in zip(chains.value, chains.picks, strict=True):
+        assert made.value(begin) + value == pytest.approx(made.value(picks), abs=1e-12)
+
+
+def test_the_seed_decides_what_annealing_does() -> None:
+    made, begin = form_of(correlated(12, 0.7, 0)), np.arange(12) * 3
+    one, same, other = (annealed(made, begin, chains=4, moves=40, seed=s) for s in (1, 1, 2))
+    assert one.tolist() == same.tolist() != other.tolist()
+
+
+def test_a_form_is_counted_in_what_its_sizes_add_up_to() -> None:
+    for scale in (1e-200, 1.0, 1e200):
+        made = form_of(small(2, "interactions", scale=scale))
+        high = np.where(made.allowed, made.linear.reshape(made.shape), 0.0).max(axis=1)
+        assert 1 <= high.sum() + np.abs(made.pairs).sum() < 2
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_projection_answers_with_the_best_of_the_projected_form(seed: int) -> None:
+    problem = signed(8, 2, seed)
+    projected, _ = form_of(problem).projected()
+    wanted = min(answers(projected), key=projected.value)
+    found = Quadratic(projection=True).solve(problem).choice
+    assert found == tuple(wanted % 2)

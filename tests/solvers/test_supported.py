@@ -112,3 +112,21 @@ def test_other_budgets_on_sums_are_refused() -> None:
     both = replace(asked, costs=(*asked.costs, other), budgets=(Budget(other, 10),))
     with pytest.raises(ValueError, match=r"supported follows 'size' alone.*use the solver milp"):
         Supported().frontier(both, "size")
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_compiled_points_are_the_same_bit_for_bit(
+    whole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("numba")
+    asked = mixed(1, 40, whole=whole)
+    one = Supported(compiled="never").frontier(asked)
+    two = Supported(compiled="always").frontier(asked)
+    for name in ("usage", "gain", "least", "between"):
+        assert (getattr(one, name) == getattr(two, name)).all()
+    assert one.choice(3) == two.choice(3)
+    assert (one.solver, two.solver) == ("supported", "supported, compiled")
+    monkeypatch.setattr("mpsearch.solvers.supported.WORTH", 40)
+    assert Supported().frontier(asked).solver == "supported, compiled"
+    with pytest.raises(ValueError, match="compiled is 'no'; say 'auto', 'never' or 'always'"):
+        Supported(compiled="no")  # type: ignore[arg-type]

@@ -1,0 +1,172 @@
+"""8-bit integers on CPUs: oneDNN through the operators that torch itself brings.
+
+Codes of an input times codes of a weight are summed in int32, exactly, and scaled to float32. Codes
+of fewer bits are held in 8, and take the time of 8: no CPU library measured has kernels below.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mpsearch.formats import Option
+from mpsearch.network import Layer
+from mpsearch.quant.activations import Grid
+from mpsearch.quant.modules import Stored
+from mpsearch.tracing.sites import is_conv1d_of_transformers
+
+_OPS = torch.ops.onednn
+
+
+@dataclass(frozen=True)
+class OneDnn:
+    """Linear layers and 2D convolutions whose weight and input are both integers."""
+
+    def kernel(self, layer: Layer, option: Option, module: Any) -> "Integers | None":
+        """A quantized module (of :func:`mpsearch.quant.quantize`) on integers.
+
+        There is none for asymmetric or grouped weights, for what is neither linear nor a 2D
+        convolution padded with zeros, nor where this CPU's sums are not exact. ``ValueError`` where
+        there is one, but the module holds no codes.
+        """
+        weight, inputs = option.weight.as_weight(), option.activation.as_activation()
+        bits = [form.bits for form in (weight, inputs) if form.kind == "int"]
+        plain = weight.symmetric and weight.per != "group" and inputs.per == "tensor"
+        made = _class(module)
+        if len(bits) < 2 or min(bits) < 2 or not plain or made is None or not exact():
+            return None
+        if not isinstance(module, Stored) or module.grid is None:
+            raise ValueError(
+                f"layer {layer.name!r} at {str(option)!r}: its module is a"
+                f" {type(module).__name__} that holds no codes; give one of mpsearch.quant.quantize"
+            )
+        return made(module)
+
+
+def _class(module: nn.Module) -> "type[Integers] | None":
+    """The kernel of a module's operator; none of a class whose forward does more."""
+    of: Any = type(module).__bases__[1] if isinstance(module, Stored) else type(module)
+    if of.forward is nn.Linear.forward or is_conv1d_of_transformers(module):
+        return Linear
+    if of.forward is not nn.Conv2d.forward or module.padding_mode != "zeros":
+        return None
+    return None if isinstance(module.padding, str) else Conv2d
+
+
+class Integers(nn.Module):
+    """What both kinds share: the codes of the input, and scales of the sum.
+
+    Attributes:
+        weight: (out, in, ...) int8 codes, packed for the operator.
+        scale: (out,) float32 scales of the weight.
+        bias: (out,) in float32, or ``None``.
+    """
+
+    runs_as = "int8/int8"
+
+    def __init__(self, module: Stored) -> None:
+        super().__init__()
+        codes, grid = module.stored(), module.grid
+        if codes.scale is None or grid is None:
+            raise ValueError(f"a module at {str(module.option)!r} has no integers to multiply")
+        rows = codes.shape[0]
+        up = 128 if grid.low < 0 else 0  # the operators read unsigned codes
+        self.grid = Grid(grid.scale, grid.zero + up, grid.low + up, grid.high + up)
+        self.inverse = float(torch.tensor(1.0) / torch.tensor(grid.scale))
+        self.scale = codes.scale.float().expand(rows).contiguous()
+        self.zeros = torch.zeros(rows, dtype=torch.int64)
+        given: Any = getattr(module, "bias", None)
+        self.bias: Tensor | None = None if given is None else given.detach().float()
+        self.plain = codes.codes.reshape(codes.shape).contiguous()
+
+    def codes(self, x: Tensor) -> Tensor:
+        """The integers an input becomes, as uint8: those of a symmetric grid, moved up by 128."""
+        scaled = torch.mul(x.float(), self.inverse).round_()
+        if self.grid.zero:
+            scaled.add_(self.grid.zero)
+        return scaled.clamp_(self.grid.low, self.grid.high).to(torch.uint8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the quantized module computes, in the type of the input."""
+        return self.product(self.codes(x)).to(x.dtype)
+
+    def product(self, codes: Tensor) -> Tensor:
+        """The scaled sums of codes, and the bias, in float32."""
+        raise NotImplementedError
+
+    def reference(self, codes: Tensor) -> Tensor:
+        """What :meth:`product` must be, from the exact sums, in float64."""
+        axes = (-1, *(1,) * (self.plain.dim() - 2))
+        found = self.sums(codes.double() - self.grid.zero)
+        found = found * (self.scale.double() * self.grid.scale).reshape(axes)
+        return found if self.bias is None else found + self.bias.double().reshape(axes)
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Sums of products, in float64, where integers up to 2^53 are exact."""
+        raise NotImplementedError
+
+
+class Linear(Integers):
+    """A linear layer."""
+
+    def __init__(self, module: Stored) -> None:
+        super().__init__(module)
+        self.weight = _OPS.qlinear_prepack(self.plain, None)
+
+    def product(self, codes: Tensor) -> Tensor:
+        """(..., out) from (..., in)."""
+        grid = self.grid
+        found: Tensor = _OPS.qlinear_pointwise(
+            codes, grid.scale, grid.zero, self.weight, self.scale, self.zeros, self.bias,
+            1.0, 0, torch.float32, "none", [], "",
+        )  # fmt: skip
+        return found
+
+    def sums(self, values: Tensor) -> Tensor:
+        """(..., out) from (..., in)."""
+        return F.linear(values, self.plain.double())
+
+
+class Conv2d(Integers):
+    """A convolution of images."""
+
+    def __init__(self, module: Stored) -> None:
+        super().__init__(module)
+        of: Any = module
+        self.moves = [list(of.stride), list(of.padding), list(of.dilation), of.groups]
+        grid = self.grid
+        self.weight = _OPS.qconv_prepack(
+            self.plain, self.scale, grid.scale, grid.zero, *self.moves, None
+        )
+
+    def product(self, codes: Tensor) -> Tensor:
+        """(N, out, height, width) from (N, in, height, width)."""
+        grid = self.grid
+        found: Tensor = _OPS.qconv2d_pointwise(
+            codes, grid.scale, grid.zero, self.weight, self.scale, self.zeros, self.bias,
+            *self.moves, 1.0, 0, torch.float32, "none", [], "",
+        )  # fmt: skip
+        return found
+
+    def sums(self, values: Tensor) -> Tensor:
+        """(N, out, height, width) from (N, in, height, width)."""
+        return F.conv2d(values, self.plain.double(), None, *self.moves)
+
+
+@cache
+def exact() -> bool:
+    """Whether this CPU sums products of 8-bit codes exactly: those without VNNI saturate."""
+    weight = torch.full((16, 64), -127, dtype=torch.int8)
+    one, zero = torch.ones(16), torch.zeros(16, dtype=torch.int64)
+    try:
+        packed = _OPS.qlinear_prepack(weight, None)
+        found = _OPS.qlinear_pointwise(
+            torch.full((4, 64), 255, dtype=torch.uint8), 1.0, 0, packed, one, zero, None,
+            1.0, 0, torch.float32, "none", [], "",
+        )  # fmt: skip
+    except (AttributeError, RuntimeError):  # a torch without the operators
+        return False
+    return bool((found == -127.0 * 255 * 64).all())

@@ -1,0 +1,80 @@
+"""Plain torch: 32-bit floats, and bfloat16 where both weight and input may be.
+
+What is narrower is multiplied as floats: integer weights are dequantized once, and 16-bit floats
+other than bfloat16, for which few CPUs have instructions, are computed in 32 bits. A quantized
+input has no kernel here.
+"""
+
+import copy
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from mpsearch.formats import Format, Option
+from mpsearch.network import Layer
+from mpsearch.protocols import Backend
+from mpsearch.quant.modules import Stored
+
+
+@dataclass(frozen=True)
+class Plain:
+    """torch's own float kernels, images with their channels last."""
+
+    def kernel(self, layer: Layer, option: Option, module: Any) -> "Floats | None":
+        """The module in floats, its weights those the option's codes stand for."""
+        weight, inputs = option.weight, option.activation
+        if inputs.quantized:
+            return None
+        narrow = inputs.base == "bf16" and (weight.quantized or weight.base == "bf16")
+        return Floats(floated(module), torch.bfloat16 if narrow else torch.float32)
+
+
+class Floats(nn.Module):
+    """A float module computed in one type, between inputs and outputs of any."""
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.module, self.dtype = module.to(dtype), dtype
+        if isinstance(module, nn.Conv2d):
+            self.module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        base = "bf16" if dtype is torch.bfloat16 else "fp32"
+        self.runs_as = f"{base}/{base}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the module computes, in the type of the input; of indices, in its own."""
+        if not x.is_floating_point():
+            found: Tensor = self.module(x)
+            return found
+        found = self.module(x.to(self.dtype))
+        return found.to(x.dtype)
+
+
+def floated(module: nn.Module) -> nn.Module:
+    """A copy of a module; of a quantized one, with the weight its codes stand for."""
+    new: Any = copy.deepcopy(module)
+    if isinstance(new, Stored):
+        weight = new.weight
+        for name in set(Stored.__annotations__) & set(new._buffers):  # noqa: SLF001  (what it added)
+            delattr(new, name)
+        new.__class__ = type(new).__bases__[1]
+        new.weight = nn.Parameter(weight, requires_grad=False)
+    return cast("nn.Module", new)
+
+
+def running(backend: Backend, layer: Layer, option: Option, module: nn.Module) -> nn.Module:
+    """What a layer really runs on: the backend's kernel, or where it has none, floats of 32 bits.
+
+    These read their input as it is, whatever the option says of it.
+    """
+    found: nn.Module | None = backend.kernel(layer, option, module)
+    if found is None:
+        wide = Option({"weight": option.weight, "activation": Format.parse("fp32")})
+        found = Plain().kernel(layer, wide, module)
+    return cast("nn.Module", found)
+
+
+def runs_as(kernel: nn.Module, option: Option) -> str:
+    """What a kernel says that it multiplies, weight and input; the option where it does not say."""
+    return str(getattr(kernel, "runs_as", replace(option, method=None)))
