@@ -84,6 +84,23 @@ class Budget:
             )
         return cls(cost, _number(Fraction(match["number"]) * scale))
 
+    @property
+    def on_maximum(self) -> bool:
+        """Whether it is on the largest of the chosen numbers: each option keeps it or not."""
+        return isinstance(self.cost, Table) and self.cost.reduce == "max"
+
+    @property
+    def mask(self) -> Mask:
+        """(L, K) which options keep a budget on a maximum; ``ValueError`` for any other."""
+        cost = self.cost
+        if not isinstance(cost, Table) or cost.reduce != "max":
+            raise ValueError(f"budget {cost.name!r} is on no maximum, so it masks no option")
+        if cost.exact:
+            most = math.floor(self.limit) - int(cost.fixed)
+            return np.asarray(cost.values <= min(max(most, -(2**63)), 2**63 - 1))
+        slack = RELATIVE_TOLERANCE * abs(self.limit)
+        return np.asarray(cost.values + cost.fixed <= self.limit + slack)
+
     def within(self, choice: Sequence[int]) -> bool:
         """Whether a choice keeps the budget: exactly for integers, to 1e-12 for real numbers."""
         total = self.cost.total(choice)

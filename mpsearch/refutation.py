@@ -24,17 +24,9 @@ def allowed(problem: Problem, budgets: Sequence[Budget]) -> Mask:
     """(L, K) what tables, and those of the budgets that are on a maximum, allow."""
     mask: Mask = problem.mask
     for budget in budgets:
-        cost = budget.cost
-        if isinstance(cost, Table) and cost.reduce == "max":
-            mask = mask & _below(cost, budget.limit)
+        if budget.on_maximum:
+            mask = mask & budget.mask
     return mask
-
-
-def _below(cost: Table, limit: float) -> Mask:
-    if cost.exact:
-        most = math.floor(limit) - int(cost.fixed)
-        return np.asarray(cost.values <= min(max(most, -(2**63)), 2**63 - 1))
-    return np.asarray(cost.values + cost.fixed <= limit + RELATIVE_TOLERANCE * abs(limit))
 
 
 def cheapest(cost: Table, mask: Mask) -> NDArray[np.int64]:

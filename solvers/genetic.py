@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mpsearch.problem import Problem, Solution, infeasible
-from mpsearch.solvers.population import Genes, Integers, Objective, Scores, distinct
+from mpsearch.solvers.population import Genes, Integers, Objective, Scores, distinct, living
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,7 @@ class Genetic:
 
     def __post_init__(self) -> None:
         """Refuse what is no population or no probability."""
-        if self.population < 2 or self.generations < 0:
-            raise ValueError(
-                "a population is of 2 and generations are not below zero, got"
-                f" population={self.population} and generations={self.generations}"
-            )
+        living(self.population, self.generations)
         for name in ("parents", "mutated", "mutate"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} is above 0 and at most 1, got {getattr(self, name)!r}")

@@ -161,17 +161,9 @@ def _allowed(problem: Problem) -> Mask:
     """(L, K) what tables and budgets on a maximum allow."""
     mask: Mask = problem.mask
     for budget in problem.budgets:
-        if isinstance(budget.cost, Table) and budget.cost.reduce == "max":
-            mask = mask & below(budget.cost, budget.limit)
+        if budget.on_maximum:
+            mask = mask & budget.mask
     return mask
-
-
-def below(cost: Table, limit: float) -> Mask:
-    """(L, K) which options alone keep a budget on the largest of a cost's numbers."""
-    if cost.exact:
-        most = math.floor(limit) - int(cost.fixed)
-        return np.asarray(cost.values <= min(max(most, -(2**63)), 2**63 - 1))
-    return np.asarray(cost.values + cost.fixed <= limit + RELATIVE_TOLERANCE * abs(limit))
 
 
 def _merged_mask(mask: Mask, index: Integers | None) -> Mask:

@@ -6,16 +6,15 @@ problem; only integers whose sums are exact need none.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mpsearch.problem import RELATIVE_TOLERANCE, Budget, Constraint, Problem
-from mpsearch.solvers.knapsack import below
 from mpsearch.solvers.program import ULP, Program, reduced, sums_exactly, with_products
-from mpsearch.tables import Floats, Mask, Stages, Table
+from mpsearch.tables import Floats, Mask, Stages
 
 
 def lowered(problem: Problem, products: int | None = None) -> tuple[Program, Sequence[int]] | None:
@@ -23,12 +22,32 @@ def lowered(problem: Problem, products: int | None = None) -> tuple[Program, Seq
 
     Layers that interact become one where their options multiply to at most so many ``products``.
     """
+    found = _program(problem)
+    if found is None:
+        return None
+    fewer = reduced(with_products(found[0], products))
+    return None if fewer is None else (fewer, found[1])
+
+
+def listed(problem: Problem) -> tuple[Program, Sequence[int]] | None:
+    """The same with every option that fits, dominated or not, and without interactions."""
+    found = _program(problem)
+    if found is None:
+        return None
+    made, groups = replace(found[0], pairs=()), found[1]
+    fits: Mask = np.all(made.usage <= made.room[:, None], axis=0)
+    whole = np.logical_or.reduceat(fits, made.starts).all()
+    return (made.kept(fits), groups) if whole else None
+
+
+def _program(problem: Problem) -> tuple[Program, Sequence[int]] | None:
+    """Every allowed option and every condition as they are."""
     merged, groups = problem.merged()
     mask = merged.loss.allowed.copy()
     rows: list[_Row] = []
     for budget in merged.budgets:
-        if isinstance(budget.cost, Table) and budget.cost.reduce == "max":
-            mask &= below(budget.cost, budget.limit)
+        if budget.on_maximum:
+            mask &= budget.mask
         else:
             rows += _budget_rows(budget, mask.shape)
     for constraint in merged.constraints:
@@ -49,8 +68,7 @@ def lowered(problem: Problem, products: int | None = None) -> tuple[Program, Seq
         constant,
         error,
     )
-    fewer = reduced(with_products(made, products))
-    return None if fewer is None else (fewer, groups)
+    return made, groups
 
 
 def _losses(

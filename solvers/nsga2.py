@@ -16,7 +16,7 @@ import numpy as np
 
 from mpsearch.pareto import Point
 from mpsearch.problem import Problem, Solution, infeasible
-from mpsearch.solvers.population import Genes, Integers, Objective, Scores, distinct
+from mpsearch.solvers.population import Genes, Integers, Objective, Scores, distinct, living
 from mpsearch.tables import Cost, Floats, Mask, Stages, Table
 
 LOW, HIGH = -20, 12  # powers of two between which costs are priced, as parts of their spans
@@ -43,11 +43,7 @@ class NSGA2:
 
     def __post_init__(self) -> None:
         """Refuse what is no population, and to go without pymoo."""
-        if self.population < 2 or self.generations < 0:
-            raise ValueError(
-                "a population is of 2 and generations are not below zero, got"
-                f" population={self.population} and generations={self.generations}"
-            )
+        living(self.population, self.generations)
         _need_pymoo("NSGA2")
 
     def solve(self, problem: Problem) -> Solution:

@@ -13,11 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpsearch.problem import Problem, Solution, Status
-from mpsearch.solvers.knapsack import below
-from mpsearch.solvers.lowering import _budget_rows, _constraint_rows, lowered
+from mpsearch.solvers.lowering import listed, lowered
 from mpsearch.solvers.program import ULP, Program
 from mpsearch.solvers.proof import priced, relaxed
-from mpsearch.tables import Floats, Mask, Table
+from mpsearch.tables import Floats
 
 Integers = NDArray[np.int64]
 Objective = Callable[[tuple[int, ...]], float]
@@ -50,7 +49,7 @@ class Genes:
         Options that another of the same layer beats in everything are left out, unless ``every``
         one may be best for an objective that the table does not hold.
         """
-        found = _unreduced(problem) if every else lowered(problem)
+        found = listed(problem) if every else lowered(problem)
         return None if found is None else cls(problem, found[1], _ordered(found[0]))
 
     @cached_property
@@ -182,37 +181,18 @@ class Genes:
         return population
 
 
+def living(population: int, generations: int) -> None:
+    """Refuse what is no population."""
+    if population < 2 or generations < 0:
+        raise ValueError(
+            "a population is of 2 and generations are not below zero, got"
+            f" population={population} and generations={generations}"
+        )
+
+
 def distinct(population: Integers) -> Integers:
     """Each of its members once, in the order of their first appearance."""
     return population[np.sort(np.unique(population, axis=0, return_index=True)[1])]
-
-
-def _unreduced(problem: Problem) -> tuple[Program, Sequence[int]] | None:
-    """The program of a problem with every option that fits; interactions are left out."""
-    merged, groups = problem.merged()
-    mask = merged.loss.allowed.copy()
-    rows = [row for c in merged.constraints for row in _constraint_rows(c, mask.shape)]
-    for budget in merged.budgets:
-        if isinstance(budget.cost, Table) and budget.cost.reduce == "max":
-            mask &= below(budget.cost, budget.limit)
-        else:
-            rows += _budget_rows(budget, mask.shape)
-    if not mask.any(axis=1).all():
-        return None
-    owner, column = np.nonzero(mask)
-    made = Program(
-        owner,
-        merged.loss.values[mask].astype(np.float64),
-        np.array([row.values[mask] for row in rows]).reshape(len(rows), len(owner)),
-        np.array([row.limit for row in rows]),
-        np.array([row.whole for row in rows], bool),
-        tuple((i,) for i in range(len(mask))),
-        column[:, None],
-    )
-    fits: Mask = np.all(made.usage <= made.room[:, None], axis=0)
-    if not np.logical_or.reduceat(fits, made.starts).all():
-        return None
-    return made.kept(fits), groups
 
 
 def _ordered(program: Program) -> Program:

@@ -244,3 +244,19 @@ BAD: dict[str, dict[str, Any]] = {
 def test_a_bad_problem_is_refused(message: str, changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=message):
         Problem(**dict[str, Any]({"loss": LOSS} | changes))
+
+
+def test_a_budget_on_a_maximum_masks_options_and_no_other_does() -> None:
+    layers, options = (mp.Layer("a"), mp.Layer("b")), mp.options("w4a8", "w8a8")
+    values = np.array([[1, 3], [2, 4]])
+    peak = Table(layers, options, values, "byte", "peak", fixed=1, reduce="max")
+    assert Budget(peak, 4).mask.tolist() == [[True, True], [True, False]]
+    real = Table(layers, options, values * 0.1, "byte", "peak", reduce="max")
+    assert Budget(real, 0.3).mask.tolist() == [
+        [True, True],
+        [True, False],
+    ]  # 0.3 is 3 x 0.1 - 1 ulp
+    total = Budget(Table(layers, options, values, "byte", "size"), 4)
+    assert not total.on_maximum
+    with pytest.raises(ValueError, match="budget 'size' is on no maximum, so it masks no option"):
+        _ = total.mask

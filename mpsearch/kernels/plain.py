@@ -53,25 +53,28 @@ class Floats(nn.Module):
 
 def floated(module: nn.Module) -> nn.Module:
     """A copy of a module; of a quantized one, with the weight its codes stand for."""
-    new: Any = copy.deepcopy(module)
-    if isinstance(new, Stored):
-        weight = new.weight
-        for name in set(Stored.__annotations__) & set(new._buffers):  # noqa: SLF001  (what it added)
-            delattr(new, name)
-        new.__class__ = type(new).__bases__[1]
-        new.weight = nn.Parameter(weight, requires_grad=False)
-    return cast("nn.Module", new)
+    new = copy.deepcopy(module)
+    if not isinstance(new, Stored):
+        return new
+    made: Any = new
+    weight = made.weight
+    for name in set(Stored.__annotations__) & set(made._buffers):  # noqa: SLF001  (what it added)
+        delattr(made, name)
+    made.__class__ = type(new).__bases__[1]
+    made.weight = nn.Parameter(weight, requires_grad=False)
+    return cast("nn.Module", made)
 
 
 def running(backend: Backend, layer: Layer, option: Option, module: nn.Module) -> nn.Module:
-    """What a layer really runs on: the backend's kernel, or where it has none, floats of 32 bits.
+    """What a layer really runs on: the backend's kernel, or where it has none, plain torch's.
 
-    These read their input as it is, whatever the option says of it.
+    Where an input is quantized and there is no kernel, it is read as it is, in 32-bit floats.
     """
-    found: nn.Module | None = backend.kernel(layer, option, module)
-    if found is None:
-        wide = Option({"weight": option.weight, "activation": Format.parse("fp32")})
-        found = Plain().kernel(layer, wide, module)
+    wide = Option({"weight": option.weight, "activation": Format.parse("fp32")})
+    for each, given in ((backend, option), (Plain(), option), (Plain(), wide)):
+        found: nn.Module | None = each.kernel(layer, given, module)
+        if found is not None:
+            break
     return cast("nn.Module", found)
 
 

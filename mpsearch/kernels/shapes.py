@@ -13,6 +13,7 @@ from mpsearch.network import Layer, Shape, Window
 from mpsearch.quant import activations, integers
 from mpsearch.quant.modules import store
 from mpsearch.quant.recipe import Recipe
+from mpsearch.tracing import output_first
 
 _STRAIGHT = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -48,7 +49,7 @@ class Part:
     def module(self) -> nn.Module:
         """A module of random weights, without a bias."""
         if self.kind == "embedding":
-            return nn.Embedding(*self.shape[:2]).eval()
+            return nn.Embedding(self.shape[0], self.shape[1]).eval()
         if self.window is None:
             return nn.Linear(self.shape[1], self.shape[0], bias=False).eval()
         window, channels = self.window, self.shape[1] * self.window.groups
@@ -67,14 +68,16 @@ class Part:
 
 
 def quantized(module: nn.Module, option: Option, x: Tensor) -> nn.Module:
-    """A module of :class:`Part` at an option, its range that of an input; itself where in floats.
+    """A module of :class:`Part` at an option, its range that of an input.
 
-    ``ValueError`` for a format that nothing here can round to.
+    Itself where it stays in floats, and where :mod:`mpsearch.quant` cannot round to a format yet: a
+    kernel for such a one packs the weight itself.
     """
-    from mpsearch.tracing import output_first
-
-    form = integers.supported(option.weight)
-    inputs = activations.supported(option.activation)
+    try:
+        form = integers.supported(option.weight)
+        inputs = activations.supported(option.activation)
+    except ValueError:
+        return module
     if form.base == "fp32" and inputs.kind == "full":
         return module
     weight: Any = module.weight
