@@ -29,7 +29,8 @@ class Mcu:
 
     Attributes:
         device: A device of ours, or the path of its file: ``clock``, and cycles by operator and
-            operand widths, such as ``cycles.conv2d.w8a8``.
+            operand widths, such as ``cycles.conv2d.w8a8``; where it has one, ``overhead``, the
+            cycles it takes to begin a layer.
         scratch: What kernels need beside their tensors (see ``Sram``).
         in_place: Whether depthwise convolutions write over their input.
     """
@@ -96,7 +97,8 @@ class Mcu:
             [self.machine[f"cycles.{operator_of(layer)}.{run}"] for run in row]
             for layer, row in zip(network.layers, runs, strict=True)
         ]
-        return np.asarray(work[:, None] * np.array(cycles) / self.machine["clock"])
+        spent = work[:, None] * np.array(cycles) + self.machine.get("overhead", 0.0)
+        return np.asarray(spent / self.machine["clock"])
 
 
 def operator_of(layer: Layer) -> str:

@@ -1,5 +1,7 @@
 """Microcontrollers: MLPerf Tiny's boards fitted on three networks and tried on the fourth."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -93,6 +95,21 @@ def test_flash_and_sram_are_those_of_their_models() -> None:
     costs = Mcu().costs(net, options)
     assert costs["flash"].total([0]) == Size().costs(net, options)["size"].total([0])
     assert costs["sram"].total([1]) == Sram().costs(net, options)["sram"].total([1])
+
+
+def test_a_layer_takes_its_overhead_too(tmp_path: Path) -> None:
+    board = tmp_path / "board.toml"
+    figure = 'value = {}\nunit = "{}"\nbasis = "assumed"\nsource = "a test"\n'
+    sections = [
+        ("clock", 1e6, "Hz"),
+        ("overhead", 500, "cycle"),
+        ("cycles.linear.w8a8", 2, "cycle/MAC"),
+    ]
+    text = "".join(f"[figures.{n}]\n" + figure.format(v, u) for n, v, u in sections)
+    board.write_text('title = "mine"\nmodel = "mcu"\n' + text)
+    net = mp.Network((mp.Layer("fc", 64, 640, "linear", "linear", ((8, 8),), 8, 8),))
+    found = Mcu(str(board)).costs(net, mp.options("w8a8"))["latency"]
+    assert found.total([0]) == pytest.approx((2 * 640 + 500) / 1e6)
 
 
 def test_what_a_board_cannot_run_is_refused() -> None:

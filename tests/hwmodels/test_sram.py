@@ -166,6 +166,22 @@ def test_patched_stages_hold_patches_and_the_output_that_fills_up() -> None:
     ]
 
 
+def test_a_peak_is_a_budget_like_any_other() -> None:
+    net = chain([30, 80, 50, 70, 10])
+    sram = Sram().costs(net, OPTIONS)["sram"]
+    loss = mp.Table(net.layers, OPTIONS, np.array([[3.0, 1], [9, 2], [4, 3], [5, 1]]), "loss")
+    every = list(itertools.product(range(2), repeat=4))
+    for limit in (70, 90, 110, 130):
+        fits = [loss.total(c) for c in every if sram.total(c) <= limit]
+        if fits:
+            best = mp.solve(loss, {sram: limit})
+            assert best.loss == min(fits)
+            assert "stages" in best.provenance["why"]
+        else:
+            with pytest.raises(mp.Infeasible):
+                mp.solve(loss, {sram: limit})
+
+
 def test_ten_thousand_layers_are_counted_at_once() -> None:
     table = Sram().costs(chain([4] * 10_001), mp.options(*(f"w4a{b}" for b in range(1, 9))))["sram"]
     assert table.total([7] * 10_000) == 8

@@ -201,6 +201,23 @@ def test_one_layer_of_a_million_options() -> None:
         assert solution.status is Status.OPTIMAL
 
 
+ABOVE = 1 + 1e-12 + 3 * 2.0**-52  # above a limit of 1 by more than is allowed, but by rounding only
+
+
+@pytest.mark.parametrize("solver", [NUMPY, NUMBA])
+def test_what_only_seems_to_fit_is_not_taken(solver: Exact) -> None:
+    second = asked(np.array([[3.0, 0.0]]), np.array([[0.5, ABOVE]]), 1.0)
+    solution = solver.solve(second)
+    assert (solution.choice, solution.loss) == ((0,), 3.0)
+    assert solution.bound <= 3.0
+    coarse = asked(np.array([[3.0, 0.0, 0.0]]), np.array([[1.0, ABOVE, 1e9]]), 1.0)
+    assert solver.solve(coarse).choice == (0,)
+    neither = asked(np.array([[3.0, 0.0]]), np.array([[ABOVE, ABOVE]]), 1.0)
+    assert solver.solve(neither).status is Status.INFEASIBLE
+    tied = replace(asked(np.ones((2, 2)), np.full((2, 2), ABOVE / 2), 1.0), ties=((0, 1),))
+    assert solver.solve(tied).status is Status.UNKNOWN
+
+
 def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     for solver in (NUMPY, NUMBA):
         solver.solve(instance("moe_int", 224))

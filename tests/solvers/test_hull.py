@@ -23,6 +23,12 @@ def classes(draw: DrawFn) -> tuple[Any, Any]:
     return gain, usage
 
 
+def one_by_one(gain: Any, usage: Any, start: int) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hull, "ROUNDS", 0)
+        return hull._chained(gain, usage, start)
+
+
 def corners(gain: Any, usage: Any) -> list[int]:
     """The entries that are least at some multiplier, the first of equal ones, in exact integers."""
     found = []
@@ -44,7 +50,7 @@ def corners(gain: Any, usage: Any) -> list[int]:
     return sorted(found, key=lambda k: usage[k])
 
 
-@pytest.mark.parametrize("made", [hull._wrapped, hull._chained, None])
+@pytest.mark.parametrize("made", [hull._wrapped, hull._chained, one_by_one, None])
 @given(case=classes())
 def test_corners_are_what_is_least_at_some_multiplier(made: Any, case: Any) -> None:
     gain, usage = case
@@ -56,7 +62,7 @@ def test_corners_are_what_is_least_at_some_multiplier(made: Any, case: Any) -> N
         assert [found.first[row], *found.entry[found.owner == row]] == wanted
 
 
-@pytest.mark.parametrize("made", [hull._wrapped, hull._chained, None])
+@pytest.mark.parametrize("made", [hull._wrapped, hull._chained, one_by_one, None])
 @given(case=classes())
 def test_edges_fall_and_lead_from_corner_to_corner(made: Any, case: Any) -> None:
     gain, usage = case

@@ -20,7 +20,7 @@ from mpsearch.tables import Numbers, Table
 from mpsearch.testing.solver import least_loss
 from tests.solvers.ours import ONE_BUDGET, PROVE, solved, solver
 
-EXAMPLES = {"nsga2": 3, "optuna": 2, "evolution": 5, "genetic": 5, "quadratic": 10, "milp": 15}
+EXAMPLES = {"nsga2": 3, "optuna": 2, "evolution": 5, "genetic": 5, "quadratic": 10, "milp": 10}
 STEADY = tuple(n for n in ONE_BUDGET if n not in ("nsga2", "optuna", "evolution", "genetic"))
 ROUNDING = 1e-9
 
@@ -47,7 +47,7 @@ def one_budget(draw: DrawFn, layers: int = 5, options: int = 4) -> Problem:
 def each(name: str, law: Callable[[str, Problem], None], drawn: Any = None) -> None:
     """A law on as many examples as a solver's speed allows."""
     checked = given(drawn or one_budget())(lambda problem: law(name, problem))
-    settings(max_examples=EXAMPLES.get(name, 30))(checked)()
+    settings(max_examples=EXAMPLES.get(name, 15))(checked)()
 
 
 def like(problem: Problem, **changes: Callable[[Numbers], Numbers]) -> Problem:
@@ -120,7 +120,7 @@ def same_loss(problem: Problem, one: float, two: float) -> None:
 
 
 @pytest.mark.parametrize("name", STEADY)
-@pytest.mark.parametrize("power", [-12, -6, 3, 12])
+@pytest.mark.parametrize("power", [-12, -5, 12])
 def test_losses_of_any_scale_have_the_same_answer(power: int, name: str) -> None:
     def law(name: str, problem: Problem) -> None:
         scaled = like(problem, loss=lambda values: values * 10.0**power)
@@ -193,7 +193,7 @@ def near(values: Sequence[float], wanted: Sequence[float], size: float) -> bool:
 
 
 @given(one_budget())
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_the_exact_frontier_is_every_choice_that_none_beats(problem: Problem) -> None:
     front = solver("frontier-exact").frontier(problem)
     wanted = plain_frontier(problem)
