@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mpsearch.hwmodels.fpga import Fpga
     from mpsearch.hwmodels.lookup import Lookup
     from mpsearch.hwmodels.mcu import Mcu
+    from mpsearch.hwmodels.measured import Measured
     from mpsearch.hwmodels.roofline import Roofline
     from mpsearch.hwmodels.size import Size
     from mpsearch.hwmodels.sram import Sram
@@ -25,6 +26,7 @@ else:
         "Fpga": "fpga",
         "Lookup": "lookup",
         "Mcu": "mcu",
+        "Measured": "measured",
         "Roofline": "roofline",
         "Size": "size",
         "Sram": "sram",
@@ -44,6 +46,7 @@ __all__ = [
     "Fpga",
     "Lookup",
     "Mcu",
+    "Measured",
     "Roofline",
     "Size",
     "Sram",

@@ -76,6 +76,7 @@ def parser() -> argparse.ArgumentParser:
     _cost(verb("cost", "write the table of a hardware cost"))
     _solve(verb("solve", "solve a saved problem (needs no torch)"))
     _frontier(verb("frontier", "the Pareto frontier of a saved problem (needs no torch)"))
+    _profile(verb("profile", "measure every layer at every option on this machine"))
     _verify(verb("verify", "quantize for real and put measured figures beside the predicted ones"))
     show = verb("show", "print an allocation, a frontier, a table or a problem")
     show.add_argument("file")
@@ -187,6 +188,16 @@ def _cost(verb: argparse.ArgumentParser) -> None:
     )
     verb.add_argument("--device", help="a device, whose model prices it; see: list devices")
     _output(verb, "the table (.json or .npz), several as FILE-NAME")
+
+
+def _profile(verb: argparse.ArgumentParser) -> None:
+    _model(verb)
+    _choices(verb)
+    verb.add_argument("--backend", default="onednn", help="whose kernels run; see: list backends")
+    verb.add_argument("--batch", type=int, default=1, help="samples run together")
+    verb.add_argument("--rounds", type=int, default=30, help="calls of each kernel")
+    verb.add_argument("--cache", metavar="DIR", help="keep results there, and go on from them")
+    _output(verb, "the table (.json or .npz)")
 
 
 def _solve(verb: argparse.ArgumentParser) -> None:

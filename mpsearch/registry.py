@@ -23,6 +23,7 @@ _OURS: dict[str, dict[str, str]] = {
         "fpga": "mpsearch.hwmodels.fpga:Fpga",
         "lookup": "mpsearch.hwmodels.lookup:Lookup",
         "mcu": "mpsearch.hwmodels.mcu:Mcu",
+        "measured": "mpsearch.hwmodels.measured:Measured",
         "roofline": "mpsearch.hwmodels.roofline:Roofline",
         "sram": "mpsearch.hwmodels.sram:Sram",
         "systolic": "mpsearch.hwmodels.systolic:Systolic",
@@ -55,7 +56,10 @@ _OURS: dict[str, dict[str, str]] = {
         "language": "mpsearch.demo.language:task",
         "digits": "mpsearch.demo.digits:task",
     },
-    "backends": {},
+    "backends": {
+        "onednn": "mpsearch.kernels.onednn:OneDnn",
+        "plain": "mpsearch.kernels.plain:Plain",
+    },
     "devices": {},  # data files, see below
 }
 _DEVICES = "mpsearch.hwmodels.device"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import mpsearch as mp
+from mpsearch import registry
 from mpsearch.cli import main
 
 PROBLEM: dict[str, Any] = {
@@ -328,7 +329,10 @@ def test_list_names_what_there_is(kind: str, capsys: pytest.CaptureFixture[str])
     assert len(json.loads(capsys.readouterr().out)) > 0
 
 
-def test_list_says_what_there_is_not(capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_says_what_there_is_not(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(registry._OURS, "backends", {})
     assert main(["list", "backends"]) == 0
     assert capsys.readouterr().out == "no backends in this version\n"
 

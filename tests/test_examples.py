@@ -12,6 +12,7 @@ EXAMPLES: dict[str, list[str]] = {
     "pareto_frontier.py": [],
     "config_from_table.py": [],
     "another_budget.py": [],
+    "microcontroller.py": [],
     "save_and_load.py": [],
     "nas_loop.py": ["--trials", "4", "--steps", "40"],
 }
@@ -35,7 +36,9 @@ def example(name: str, folder: Path) -> str:
     return run(str(ROOT / "examples" / name), *EXAMPLES[name], folder=folder)
 
 
-@pytest.mark.parametrize("name", ["another_budget.py", "config_from_table.py", "nas_loop.py"])
+@pytest.mark.parametrize(
+    "name", ["another_budget.py", "config_from_table.py", "microcontroller.py", "nas_loop.py"]
+)
 def test_an_example_runs(name: str, tmp_path: Path) -> None:
     assert example(name, tmp_path).strip()
 

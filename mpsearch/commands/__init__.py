@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _HOME = {
     "on_files": "solve frontier show diff export list",
     "on_models": "search sensitivity cost verify",
+    "profiling": "profile",
 }
 
 
