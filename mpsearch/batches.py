@@ -134,7 +134,7 @@ def divergence(reference: Tensor, output: Tensor, kind: Divergence | None = None
     if kind == "kl":
         log_p, log_q = reference.log_softmax(-1), output.log_softmax(-1)
         p = log_p.exp()
-        each = torch.where(p > 0, p * (log_p - log_q), 0.0).sum(-1)  # a masked class is no loss
+        each = torch.where(p == 0, 0.0, p * (log_p - log_q)).sum(-1)  # a masked class is no loss
         return each.reshape(len(each), -1).mean(1)
     error = (output - reference).square().reshape(len(reference), -1).sum(1)
     return error / reference.square().reshape(len(reference), -1).sum(1).clamp_min(1e-300)

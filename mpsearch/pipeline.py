@@ -15,7 +15,7 @@ from mpsearch.formats import Option
 from mpsearch.fronts import infeasible
 from mpsearch.network import Network
 from mpsearch.problem import Budget, Constraint, Interaction, Problem, Status
-from mpsearch.protocols import Estimator, HardwareModel, Solver
+from mpsearch.protocols import Estimator, HardwareModel, PairEstimator, Solver
 from mpsearch.registry import make
 from mpsearch.tables import Cost, Table
 from mpsearch.task import Task
@@ -39,6 +39,40 @@ def estimate(
 
     ``network`` is what :func:`mpsearch.trace` returned where layers are pinned or skipped.
     """
+    study = _study(task, method, network, recipe, seed, sweep)
+    return study.table(task, tuple(options))
+
+
+@dataclass(frozen=True, eq=False)
+class _Study:
+    """An estimator at work on one network with one recipe, its work kept by what it is."""
+
+    estimator: Estimator
+    network: Network
+    recipe: "Recipe"
+    sweep: "Sweep"
+
+    def table(self, task: Task, options: tuple[Option, ...]) -> Table:
+        """What each layer loses alone."""
+        run = self.estimator.estimate
+        return run(task, self.network, options, recipe=self.recipe, sweep=self.sweep)
+
+    def pairs(self, task: Task, options: tuple[Option, ...]) -> tuple[Interaction, ...]:
+        """What pairs of layers lose beside that, where the estimator knows."""
+        if not isinstance(self.estimator, PairEstimator):
+            return ()
+        run = self.estimator.pairs
+        return run(task, self.network, options, recipe=self.recipe, sweep=self.sweep)
+
+
+def _study(
+    task: Task,
+    method: str | Estimator,
+    network: Network | None,
+    recipe: "Recipe | None",
+    seed: int,
+    sweep: "Sweep | None",
+) -> _Study:
     from mpsearch.batches import checked
     from mpsearch.fingerprint import fingerprint
     from mpsearch.quant.recipe import Recipe
@@ -51,8 +85,7 @@ def estimate(
     estimator = make("sensitivity", method, seed=seed) if isinstance(method, str) else method
     study = fingerprint(task.model, list(batches), str(task.loss), str(recipe), repr(estimator))
     sweep = replace(Sweep() if sweep is None else sweep, study=study)
-    table: Table = estimator.estimate(task, network, tuple(options), recipe=recipe, sweep=sweep)
-    return table
+    return _Study(estimator, network, recipe, sweep)
 
 
 def costs(
@@ -165,8 +198,9 @@ def search(  # noqa: PLR0913  each is a keyword
     for budget in held:  # before the long part
         if budget.limit < budget.cost.least():
             raise infeasible(Problem(_zeros(budget.cost), (budget,)))
-    loss = estimate(task, options, method, network=network, recipe=recipe, seed=seed, sweep=sweep)
-    problem = Problem(loss, held, tuple(priced.values()))
+    study = _study(task, method, network, recipe, seed, sweep)
+    loss, pairs = study.table(task, tuple(options)), study.pairs(task, tuple(options))
+    problem = Problem(loss, held, tuple(priced.values()), interactions=pairs)
     answer = solve(problem, solver=solver)
     provenance = {
         **answer.provenance,

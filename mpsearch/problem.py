@@ -275,8 +275,12 @@ class Problem:
             for i in self.interactions
             if choice[i.first] == i.first_option and choice[i.second] == i.second_option
         ]
-        chosen = np.ascontiguousarray(self.loss.chosen(choice), np.float64)
-        return math.fsum(itertools.chain(chosen.data, (self.loss.fixed, *pairs)))
+        chosen = np.ascontiguousarray(self.loss.chosen(choice)).data
+        if self.loss.values.dtype == np.int64:  # beyond 2^53 a float would round each of them
+            whole = sum(chosen)
+            fine = whole & ((1 << 32) - 1)
+            return math.fsum((whole - fine, fine, self.loss.fixed, *pairs))
+        return math.fsum(itertools.chain(chosen, (self.loss.fixed, *pairs)))
 
     def feasible(self, choice: Sequence[int]) -> bool:
         """Whether a choice keeps masks, ties, budgets and constraints."""

@@ -1,11 +1,11 @@
-"""The four things a third party can supply, each of one method."""
+"""What a third party can supply, each of one method."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from mpsearch.formats import Option
 from mpsearch.network import Layer, Network
-from mpsearch.problem import Problem, Solution
+from mpsearch.problem import Interaction, Problem, Solution
 from mpsearch.tables import Cost, Table
 from mpsearch.task import Task
 
@@ -27,6 +27,23 @@ class Estimator(Protocol):
         sweep: "Sweep",
     ) -> Table:
         """Table of loss increases, quantized as the recipe says, run as units of the sweep."""
+        ...
+
+
+@runtime_checkable
+class PairEstimator(Protocol):
+    """An estimator that also predicts what pairs of layers lose together."""
+
+    def pairs(
+        self,
+        task: Task,
+        network: Network,
+        options: Sequence[Option],
+        *,
+        recipe: "Recipe",
+        sweep: "Sweep",
+    ) -> tuple[Interaction, ...]:
+        """Losses beside the table's, run as units of the same sweep."""
         ...
 
 

@@ -104,8 +104,8 @@ class Traces:
 
     def by_sample(self, groups: int | None, seed: int, sweep: Sweep) -> Floats:
         """(samples, W) traces of the Gauss-Newton blocks; ``groups`` is that of its columns."""
-        blocks = GaussNewton(self.model, self.weights, groups, together=self._together())
-        pieces = dict(self._pieces())
+        blocks = GaussNewton(self.model, self.weights, groups, together=self.together())
+        pieces = dict(self.pieces())
 
         def compute(unit: Unit) -> list[float]:
             batch, start = int(unit[-2]), int(unit[-1])
@@ -119,7 +119,7 @@ class Traces:
 
     def by_product(self, products: int, seed: int, sweep: Sweep) -> Floats:
         """(probes, W) unbiased estimates of the traces, from so many products on each batch."""
-        pieces = dict(self._pieces() if self.task.loss is None else self._whole())
+        pieces = dict(self.pieces() if self.task.loss is None else self._whole())
         loss = self.task.loss or _own
         rank = products // 4
         probes = products - 2 * rank
@@ -146,7 +146,7 @@ class Traces:
     def _whole(self) -> Iterator[tuple[tuple[int, int], Any]]:
         yield from (((number, 0), batch) for number, batch in enumerate(self.task.batches))
 
-    def _pieces(self) -> Iterator[tuple[tuple[int, int], Any]]:
+    def pieces(self) -> Iterator[tuple[tuple[int, int], Any]]:
         """Parts of the batches that fit in memory, by batch and first sample."""
         layers = self.network.layers
         patches = max(one.inputs * max(prod(shape[2:]) for shape in one.shapes) for one in layers)
@@ -157,7 +157,7 @@ class Traces:
             for place, part in enumerate(parts(batch, most)):
                 yield (number, place * most), part
 
-    def _together(self) -> bool:
+    def together(self) -> bool:
         """Whether samples may go through the model together."""
         routing = any(op.removeprefix("aten.") in _ROUTING for op in self.network.ops)
         return not routing and separable(self.model, self.task.batches[0], self.weights)

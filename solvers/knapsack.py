@@ -10,6 +10,7 @@ not, gives the same answer, and equal is equal.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
@@ -194,8 +195,6 @@ def _room(cost: Table, limit: float, used: Counted) -> int:
         whole = math.floor(limit) - int(cost.fixed) - sum(int(part) for part in used.low)
         return min(whole // int(used.unit) + used.slip, 1 << 62)
     tolerance = (RELATIVE_TOLERANCE + 4 * ULP) * abs(limit)
-    left = math.fsum((limit, tolerance, -float(cost.fixed), *(-part for part in used.low)))
-    counts = left / used.unit
-    if not abs(counts) < 2.0**62:
-        return 1 << 62 if counts > 0 else -1
-    return math.floor(counts) + used.slip
+    parts = (limit, tolerance, -cost.fixed, *(-part for part in used.low))
+    left = sum(map(Fraction, parts)) / Fraction(used.unit)  # a float may lose a few counts
+    return min(math.floor(left) + used.slip, 1 << 62)

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 import mpsearch as mp
 from mpsearch.baselines import guard, template, uniform
@@ -184,3 +186,18 @@ def test_unknown_names_are_explained() -> None:
         mp.solve(loss, {size: "100%"}, solver="magic")
     with pytest.raises(LookupError, match="no cost is named 'latency'; there are: size"):
         mp.frontier(Problem(loss, (), (size,)), "latency")
+
+
+def test_a_search_takes_the_losses_of_pairs_along() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+    task = mp.Task(model.eval(), [torch.randn(16, 6)], [])
+    options = mp.options("w2a8", "w4a8")
+    found = mp.search(task, options, {"size": "uniform:w4a8"}, method="interactions")
+    assert found.problem.interactions
+    assert found.allocation.loss == found.problem.total(
+        [options.index(option) for option in found.allocation.values()]
+    )
+    assert "interactions" in found.allocation.provenance["why"]
+    alone = mp.search(task, options, {"size": "uniform:w4a8"}, method="kl")
+    assert not alone.problem.interactions

@@ -14,7 +14,8 @@ from hypothesis.strategies import DrawFn
 from mpsearch.formats import Option
 from mpsearch.network import numbered
 from mpsearch.problem import Budget, Constraint, Interaction, Problem, Status
-from mpsearch.solvers import counts
+from mpsearch.protocols import Solver
+from mpsearch.solvers import Dp, Exact, FrontierExact, Lagrange, Milp, counts
 from mpsearch.solvers.knapsack import Knapsack, knapsack
 from mpsearch.tables import Stages, Table
 
@@ -176,3 +177,16 @@ def test_without_an_answer_the_bound_says_why() -> None:
     assert found.solution(None, math.inf, "mine").status is Status.INFEASIBLE
     unknown = found.solution(None, 1, "mine")
     assert (unknown.status, unknown.bound) == (Status.UNKNOWN, 2.0)
+
+
+@pytest.mark.parametrize("solver", [Exact(), Lagrange(), Dp(), Milp(), FrontierExact()], ids=str)
+def test_a_real_budget_of_zero_that_costs_fit_exactly_is_kept(solver: Solver) -> None:
+    """Costs cancel to nothing; the room in counts is no float's."""
+    u = 1e-9 / 7
+    layers, options = numbered(3), tuple(Option.read(f"o{i}") for i in range(4))
+    loss = np.array([[8, 5, 3, 0], [1, -3, -3, -3], [8, 7, 5, -1]])
+    cost = np.array([[-u, 0, 0, u], [-u, 0, u, u], [-u, 0, 0, u]])
+    priced = Table(layers, options, cost, "byte", "c")
+    problem = Problem(Table(layers, options, loss, "loss"), (Budget(priced, 0.0),))
+    found = solver.solve(problem)
+    assert (found.choice, found.loss, found.status) == ((2, 0, 3), 3.0, Status.OPTIMAL)

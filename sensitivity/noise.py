@@ -1,0 +1,278 @@
+"""What noise of a known relative size does to the output prices every format at once.
+
+From HIGGS (Malinovskii et al. 2024, arXiv 2411.17525): for small relative errors t the loss grows
+by ``alpha t^2`` in each layer, whatever made the error, and layers add up (the linearity theorem).
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mpsearch import batches
+from mpsearch.batches import call, checked, divergence, samples
+from mpsearch.formats import Option
+from mpsearch.network import Layer, Network
+from mpsearch.quant.bench import Bench
+from mpsearch.quant.corrections import Moments, correcting, float_moments, undone
+from mpsearch.quant.recipe import Recipe
+from mpsearch.sensitivity.measures import judged
+from mpsearch.sensitivity.relative_error import (
+    check_called,
+    members,
+    relative_input_errors,
+    relative_weight_errors,
+)
+from mpsearch.sweep import Sweep, Unit
+from mpsearch.tables import Floats, Table
+from mpsearch.task import Task
+from mpsearch.tracing import check_deterministic, module_weight, sites
+
+Role = Literal["weight", "activation"]
+Place = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Noise:
+    """``alpha_W ||Q(W) - W||^2 / ||W||^2``, and the same of the layer's input, added up.
+
+    Gaussian noise of relative size t is put on a layer's weights, or on what it reads, and alpha is
+    the slope of the loss against t^2 through the origin, by least squares. Each draw is used with
+    both signs, so that slopes of the first order cancel, and the recipe's corrections follow it.
+    HIGGS has noise on weights only, and no corrections.
+
+    The loss is the divergence from the float output on the recipe's calibration samples; where the
+    task has a loss of its own, what that gains on all batches. The standard error is over samples,
+    for a loss of the task's own over batches, and over draws.
+
+    Attributes:
+        sizes: Relative sizes t.
+        draws: Of noise, each for both signs and all sizes.
+        seed: Of the noise.
+    """
+
+    sizes: tuple[float, ...] = (0.05, 0.1)
+    draws: int = 2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse settings that fit no slope."""
+        if not self.sizes or not all(0 < size < 1 for size in self.sizes):
+            raise ValueError(f"sizes are {self.sizes!r}; wanted numbers above 0 and below 1")
+        if self.draws < 1:
+            raise ValueError(f"draws is {self.draws!r}; wanted at least 1")
+
+    def estimate(
+        self,
+        task: Task,
+        network: Network,
+        options: Sequence[Option],
+        *,
+        recipe: Recipe,
+        sweep: Sweep,
+    ) -> Table:
+        """Table in ``KL (nats)`` or the like, or in ``loss``.
+
+        Raises:
+            ValueError: Batches, a model or a format it cannot work with, or a loss that is not
+                finite.
+        """
+        check_deterministic(task.model, checked(task.batches)[0])
+        bench = Bench(task.model, task.batches, members(network), recipe)
+        check_called(bench.model, task, network)
+        shifts: dict[Role, Floats] = {
+            "weight": relative_weight_errors(task, network, options, recipe, sweep),
+            "activation": relative_input_errors(bench, task, network, options, sweep),
+        }
+        noisy = _Noisy(self, task, bench)
+        values = np.zeros((len(network.layers), len(options)))
+        squares = np.zeros_like(values)
+        for role, errors in shifts.items():
+            if not errors.any():
+                continue
+            slopes = self._slopes(noisy, network.layers, role, sweep)
+            values += slopes[:, :1] * errors
+            squares += (slopes[:, 1:] * errors) ** 2
+        return Table(
+            network.layers,
+            tuple(options),
+            values,
+            noisy.unit,
+            stderr=np.sqrt(squares) if noisy.rows > 1 or self.draws > 1 else None,
+            allowed=network.mask(options),
+        )
+
+    def _slopes(self, noisy: "_Noisy", layers: Sequence[Layer], role: Role, sweep: Sweep) -> Floats:
+        """(layers, 2) alpha and its standard error."""
+        named = {layer.name: layer for layer in layers}
+
+        def compute(unit: Unit) -> list[float]:
+            return noisy.slope(named[str(unit[-1])], role, list(named).index(str(unit[-1])))
+
+        units: list[Unit] = [(repr(self), role, name) for name in named]
+        return np.array(sweep.run("noise", units, compute))
+
+
+@dataclass(frozen=True, eq=False)
+class _Noisy:
+    """Losses of a bench's model with noise on one layer, a row for each sample or batch."""
+
+    noise: Noise
+    task: Task
+    bench: Bench
+
+    @property
+    def unit(self) -> str:
+        return "loss" if self.task.loss else batches.unit(self.bench.reference)
+
+    @property
+    def rows(self) -> int:
+        return len(self._float)
+
+    def slope(self, layer: Layer, role: Role, number: int) -> list[float]:
+        """Alpha of one layer and role, and its standard error."""
+        squares = np.square(self.noise.sizes)
+        found = [
+            [
+                np.mean([self._gain(layer, role, sign * t, number, draw) for sign in (1, -1)], 0)
+                for t in self.noise.sizes
+            ]
+            for draw in range(self.noise.draws)
+        ]  # (draws, sizes, rows)
+        slopes = np.einsum("dsr,s->dr", np.array(found), squares) / (squares**2).sum()
+        if not np.isfinite(slopes).all():
+            raise ValueError(
+                f"layer {layer.name!r}: the loss is {slopes.sum()} with noise on its {role}; wanted"
+                " a finite number: leave the layer out, give smaller sizes, or give the model in"
+                " float32"
+            )
+        by_row, by_draw = slopes.mean(axis=0), slopes @ self._share
+        mean = float(self._share @ by_row)
+        count = len(by_row)
+        variance = 0.0
+        if count > 1:
+            spread = (self._share * (by_row - mean)) ** 2
+            variance += float(spread.sum()) * count / (count - 1)
+        if len(by_draw) > 1:
+            variance += float(by_draw.var(ddof=1)) / len(by_draw)
+        return [mean, math.sqrt(variance)]
+
+    @cached_property
+    def _share(self) -> Floats:
+        """(rows,) of each row in the mean."""
+        if self.task.loss is None:
+            return np.full(len(self._float), 1 / len(self._float))
+        sizes = np.array([samples(batch) for batch in self.task.batches], dtype=np.float64)
+        return np.array(sizes / sizes.sum())
+
+    @cached_property
+    def _float(self) -> Floats:
+        found = self._losses([])
+        if not np.isfinite(found).all():
+            raise ValueError(
+                f"the loss of the float model is {found.sum()}; wanted a finite number: check the"
+                " model's output and the loss on these batches"
+            )
+        return found
+
+    def _gain(self, layer: Layer, role: Role, size: float, number: int, draw: int) -> Floats:
+        reference, _ = self._float, self._moments  # while the copy is still the float one
+        place = (self.noise.seed, number, role == "activation", draw)
+        put = self._on_weights if role == "weight" else self._on_inputs
+        with put(layer, size, place) as names:
+            return self._losses(names) - reference
+
+    @torch.no_grad()
+    def _losses(self, names: Sequence[str]) -> Floats:
+        """(rows,) of the model as it now is, with these modules changed, and corrected."""
+        bench, layers = self.bench, {name: self._layers[name] for name in names}
+        with undone(bench.model, list(layers.values())):
+            if self.task.loss is None:
+                with self._correcting(layers):
+                    output = bench.replay.run(names) if names else bench.reference
+                return np.array(divergence(bench.reference, output).numpy(force=True))
+            if layers and bench.recipe.corrections:
+                with self._correcting(layers):
+                    call(bench.model, bench.batch)
+            outputs = [call(bench.model, batch) for batch in self.task.batches]
+        rows = judged(self.task.loss, self.task.batches).rows((), outputs)
+        return np.array(rows.numpy(force=True))
+
+    @cached_property
+    def _layers(self) -> dict[str, nn.Module]:
+        return {site.name: site.module for site in sites(self.bench.model)}
+
+    @cached_property
+    def _moments(self) -> Moments | None:
+        bench = self.bench
+        if not bench.recipe.corrections:
+            return None
+        with torch.no_grad():
+            return float_moments(bench.model, self._layers, lambda: call(bench.model, bench.batch))
+
+    def _correcting(self, layers: Mapping[str, nn.Module]) -> AbstractContextManager[None]:
+        if self._moments is None or not layers:
+            return nullcontext()
+        return correcting(self._moments, layers)
+
+    @contextmanager
+    def _on_weights(self, layer: Layer, size: float, place: Place) -> Iterator[list[str]]:
+        """Noise on each distinct weight of a layer, relative to its own norm."""
+        generator = _generator(*place)
+        model = self.bench.model
+        weights = {id(w): w for w in (module_weight(model, name) for name in layer.modules)}
+        before = {key: weight.data for key, weight in weights.items()}
+        try:
+            for weight in weights.values():
+                weight.data = _moved(weight.data, size, generator)
+            yield [site.name for site in sites(model) if id(site.weight) in weights]
+        finally:
+            for key, weight in weights.items():
+                weight.data = before[key]
+
+    @contextmanager
+    def _on_inputs(self, layer: Layer, size: float, place: Place) -> Iterator[list[str]]:
+        """Noise on what a layer's members read, the same where they read one tensor."""
+        hooks = [
+            self.bench.model.get_submodule(name).register_forward_pre_hook(
+                partial(_disturb, size, _generator(*place)), with_kwargs=True
+            )
+            for name in layer.modules
+        ]
+        try:
+            yield list(layer.modules)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def _disturb(
+    size: float, generator: torch.Generator, _: nn.Module, args: Any, kwargs: dict[str, Any]
+) -> Any:
+    for place, x in enumerate(args):
+        if isinstance(x, Tensor) and x.is_floating_point():
+            moved = _moved(x, size, generator)
+            return (*args[:place], moved, *args[place + 1 :]), kwargs
+    for key, x in kwargs.items():
+        if isinstance(x, Tensor) and x.is_floating_point():
+            return args, kwargs | {key: _moved(x, size, generator)}
+    return None
+
+
+def _moved(x: Tensor, size: float, generator: torch.Generator) -> Tensor:
+    """The tensor with Gaussian noise of its root mean square times ``size``."""
+    noise = torch.randn(x.shape, generator=generator).to(x.device)
+    scale = float(x.double().square().mean().sqrt()) * size
+    return (x + scale * noise).to(x.dtype)
+
+
+def _generator(*seeds: int) -> torch.Generator:
+    """Noise of its own for each layer, role and draw."""
+    state = np.random.SeedSequence(seeds).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]) >> 1)
