@@ -1,4 +1,4 @@
-"""Hulls and the search of a core in compiled code: the same answers as numpy's, sooner.
+"""Hulls, the order of their edges and the search of a core, compiled: numpy's answers, sooner.
 
 Loaded only where that pays: numba takes seconds to compile, or some tenths to load what it cached.
 """
@@ -21,6 +21,7 @@ Integers = NDArray[np.int64]
 Arrays = tuple[Integers, Integers, Floats, NDArray[np.bool_], NDArray[np.int32], NDArray[np.int32]]
 DONE = np.iinfo(np.int64).max
 WIDE = 64  # entries up to which a class is wrapped or merged
+DIGIT = 11  # bits that are sorted by at a time
 Classes = tuple[Integers, Integers, Integers, Floats, Floats]
 Steps = tuple[Integers, int, bool, int]
 compiled: Callable[[Any], Any] = numba.njit(cache=True, nogil=True)
@@ -147,6 +148,35 @@ def _wrapped(
         used[:edge].copy(),
         slopes[:edge].copy(),
     )
+
+
+def steepest(slopes: Floats) -> Integers:
+    """The order of falling slopes, equal ones as they stand; all above zero."""
+    # Floats above zero are ordered as their bits are; turned, the largest comes first.
+    return np.asarray(_ordered(~slopes.view(np.int64) & np.iinfo(np.int64).max))
+
+
+@compiled
+def _ordered(keys: Integers) -> Integers:
+    """The stable order of integers from 0 up, by their digits, the least digit first."""
+    count, size = len(keys), 1 << DIGIT
+    tallies = np.zeros((-(-63 // DIGIT), size), np.int64)
+    for key in keys:
+        for digit in range(len(tallies)):
+            tallies[digit, (key >> (DIGIT * digit)) & (size - 1)] += 1
+    order, spare = np.arange(count), np.empty(count, np.int64)
+    for digit, tally in enumerate(tallies):
+        if tally.max() == count:
+            continue  # all the same
+        start = 0
+        for value in range(size):
+            start, tally[value] = start + tally[value], start
+        for which in order:
+            value = (keys[which] >> (DIGIT * digit)) & (size - 1)
+            spare[tally[value]] = which
+            tally[value] += 1
+        order, spare = spare, order
+    return order
 
 
 @compiled

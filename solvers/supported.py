@@ -20,6 +20,7 @@ from mpsearch.tables import Floats
 
 NAME = "supported"
 Wrap = Callable[[Integers, Integers], Hull]
+Order = Callable[[Floats], Integers]
 WORTH = 300_000  # classes above which loading compiled code pays
 
 
@@ -48,7 +49,7 @@ class Supported:
         if sack is None:
             return Front.empty(NAME)
         code = loaded("compiled", self.compiled, pays=len(sack.gain) >= WORTH)
-        walk = walked(sack, hull if code is None else code.hull)
+        walk = walked(sack) if code is None else walked(sack, code.hull, code.steepest)
         count = int(np.searchsorted(walk.usage, sack.room[0], side="right"))
         gain = walk.gain[:count]
         room = np.array([sack.room[0]])
@@ -89,19 +90,19 @@ class Walk:
         return np.ceil(line - rounding).astype(np.int64).clip(0)
 
 
-def walked(sack: Knapsack, wrap: Wrap = hull) -> Walk:
+def steepest(slopes: Floats) -> Integers:
+    """The order of falling slopes, equal ones as they stand."""
+    order = np.argsort(-slopes)  # the quick sort, right unless there are equal slopes
+    fall = slopes[order]
+    return order if (fall[1:] < fall[:-1]).all() else np.argsort(-slopes, kind="stable")
+
+
+def walked(sack: Knapsack, wrap: Wrap = hull, sort: Order = steepest) -> Walk:
     """The walk from the least usage of a problem's only row to the least gain."""
     corners = wrap(sack.gain, sack.usage[0])
-    order = _steepest(corners.slope)
+    order = sort(corners.slope)
     rows = np.arange(len(corners.first))
     start = int(sack.gain[rows, corners.first].sum())
     usage = np.append(0, corners.usage[order]).cumsum()
     gain = start - np.append(0, corners.gain[order]).cumsum()
     return Walk(corners.first, corners.owner[order], corners.entry[order], usage, gain)
-
-
-def _steepest(slopes: Floats) -> Integers:
-    """The order of falling slopes, equal ones as they stand."""
-    order = np.argsort(-slopes)  # the quick sort, right unless there are equal slopes
-    fall = slopes[order]
-    return order if (fall[1:] < fall[:-1]).all() else np.argsort(-slopes, kind="stable")

@@ -21,6 +21,7 @@ ELSEWHERE = {  # tests that run them
     "train_language.py": "tests/demo",
     "cifar10.py": "tests/test_real_networks.py",
     "mobilenet_v2.py": "tests/test_real_networks.py",
+    "small_llama.py": "tests/test_real_networks.py",
 }
 
 

@@ -78,6 +78,22 @@ def test_resnet56_runs_the_same_line(tmp_path: Path, shared: Path) -> None:
     assert "hessian-trace" in done.stdout
 
 
+def test_the_small_llama_loses_less_with_every_bit(shared: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "small_llama.py"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT / "examples",
+    )
+    assert done.returncode == 0, done.stderr
+    first, *uniform = done.stdout.splitlines()
+    assert float(first.split()[-1]) == pytest.approx(5.27, abs=0.01)
+    losses = [float(line.split("KL ")[1].split()[0]) for line in uniform]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[0] > 1 > 0.001 > losses[-1]
+
+
 def _long(short: str) -> str:
     return str(mp.options(short)[0])
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 
-from mpsearch.solvers import compiled, hull
+from mpsearch.solvers import compiled, hull, supported
 
 
 @st.composite
@@ -115,3 +115,11 @@ def test_a_million_options_are_no_matter() -> None:
     assert usage[0, found.first[0]] == usage.min()
     assert gain[0, found.entry[-1]] == gain.min()
     assert len(hull.hull(gain, np.zeros_like(gain)).owner) == 0
+
+
+@given(st.lists(st.floats(0, 1e300, exclude_min=True), max_size=60), st.integers(1, 4))
+def test_compiled_slopes_fall_in_the_order_of_numpy(slopes: list[float], copies: int) -> None:
+    given = np.tile(np.array(slopes, np.float64), copies)
+    wanted = np.argsort(-given, kind="stable")
+    assert (compiled.steepest(given) == wanted).all()
+    assert (supported.steepest(given) == wanted).all()
