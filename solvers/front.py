@@ -202,13 +202,17 @@ def scale(sack: Knapsack, row: int = 0) -> tuple[float, float]:
     """
     place = sack.budgets[row]
     cost = sack.problem.costs[0] if place < 0 else sack.problem.budgets[place].cost
-    dearest = sack.usage[row].argmax(axis=1)
-    low, high = sack.choice(sack.usage[row].argmin(axis=1)), sack.choice(dearest)
+    cheapest, dearest = sack.usage[row].argmin(axis=1), sack.usage[row].argmax(axis=1)
+    if not isinstance(cost, Table):
+        return cost.total(sack.choice(cheapest)), 1.0
+    low, high = sack.options(cheapest), sack.options(dearest)
     base, count = cost.total(low), sack.used(dearest)[row]
-    if not (count and isinstance(cost, Table)):
+    if not count:
         return base, 1.0
-    rise = cost.chosen(high).astype(np.float64), -cost.chosen(low).astype(np.float64)
-    unit = 2.0 ** round(math.log2(math.fsum(np.concatenate(rise).data) / count))
+    rise = cost.chosen(high) - cost.chosen(low)
+    if rise.dtype == np.int64:
+        rise = rise.view(np.uint64)  # none is below zero, so that this is right modulo 2^64
+    unit = 2.0 ** round(math.log2(float(rise.astype(np.float64).sum()) / count))
     whole = cost.exact and unit == 1.0 and abs(base) + count < 2**62
     return (int(base) if whole else float(base)), unit
 

@@ -58,10 +58,14 @@ class Knapsack:
 
     def choice(self, picks: Integers) -> tuple[int, ...]:
         """An option for every layer, from (n,) the entry of each class."""
+        return tuple(self.options(picks).tolist())
+
+    def options(self, picks: Integers) -> Integers:
+        """(L,) the same, as an array."""
         taken = np.take_along_axis(self.columns, picks[:, None], axis=1)[:, 0]
         if not isinstance(self.groups, range):
             taken = taken[np.asarray(self.groups)]
-        return tuple(taken.tolist())
+        return np.asarray(taken, np.int64)
 
     def total(self, picks: Integers) -> int:
         """The sum of gains of a choice."""

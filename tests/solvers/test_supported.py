@@ -130,3 +130,15 @@ def test_compiled_points_are_the_same_bit_for_bit(
     assert Supported().frontier(asked).solver == "supported, compiled"
     with pytest.raises(ValueError, match="compiled is 'no'; say 'auto', 'never' or 'always'"):
         Supported(compiled="no")  # type: ignore[arg-type]
+
+
+def test_costs_that_differ_in_their_last_bits_only_are_told_exactly() -> None:
+    of, base = mixed(0, 3), 1 << 58
+    loss = np.array([[3.0, 1.0], [2.0, 0.5], [1.0, 0.0]])
+    cost = np.array([[base, base + 1], [-base, 1 - base], [-base, 7 - base]])
+    layers, options = of.loss.layers, of.loss.options[:2]
+    asked = Problem(
+        Table(layers, options, loss, "loss"), (), (Table(layers, options, cost, "byte", "size"),)
+    )
+    front = Supported().frontier(asked)
+    assert front.cost.tolist() == [-base, 1 - base, 2 - base, 9 - base]
