@@ -57,6 +57,7 @@ BLOCKS = {
 _INTEGERS = {2: "Q2_K", 3: "Q3_K", 4: "Q4_0", 5: "Q5_0", 6: "Q6_K", 7: "Q8_0", 8: "Q8_0"}
 _SHIFTED = {4: "Q4_1", 5: "Q5_1"}
 _OTHERS = {"fp32": "F32", "fp16": "F16", "bf16": "BF16", "nf4": "IQ4_NL", "mxfp4": "MXFP4"}
+_FLOATS = "scale", "left", "right", "kept", "tensor"
 _FALLBACK = {"Q2_K": "IQ4_NL", "Q3_K": "IQ4_NL", "Q6_K": "Q8_0"}
 
 
@@ -71,10 +72,9 @@ def _packed(shape: Shape, weight: Format, _name: str) -> int:
 
 
 def _safetensors(shape: Shape, weight: Format, name: str) -> int:
-    tensors = {"codes": "U8", "scale": "F16", "zero_point": "U8"}
-    count = 1 if not weight.quantized else 2 if weight.symmetric else 3
     lines = 0
-    for part, dtype in list(tensors.items())[:count]:
+    for part, (_, bits) in weight.streams(shape).items():
+        dtype = "F16" if part in _FLOATS or bits == 16 else "U8"
         size = f"[{','.join(map(str, shape))}]"
         offsets = "9" * OFFSET + "," + "9" * OFFSET
         line = f'"{name}.{part}":{{"dtype":"{dtype}","shape":{size},"data_offsets":[{offsets}]}},'
@@ -102,7 +102,8 @@ def _onnx(shape: Shape, weight: Format, _name: str) -> int:
 def gguf_block(shape: Shape, weight: Format) -> Block:
     """The block type a weight of this shape is stored as."""
     row = math.prod(shape[1:])
-    known = _INTEGERS.get(weight.bits) if weight.kind == "int" else _OTHERS.get(weight.base)
+    of_base = None if weight.kind == "mixed" else _OTHERS.get(weight.base)
+    known = _INTEGERS.get(weight.bits) if weight.kind == "int" else of_base
     if weight.kind == "int" and weight.symmetric is False:
         known = _SHIFTED.get(weight.bits, known)
     if known is None:

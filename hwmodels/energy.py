@@ -72,8 +72,8 @@ class Energy:
         moved = np.array([layer.inputs + layer.outputs for layer in layers], np.float64)
         return np.asarray(
             macs * self.mac(weight, activation)
-            + weights * weight.bits * self._read(self.weights)
-            + moved * activation.bits * self._read(self.activations)
+            + weights * weight.stored_bits * self._read(self.weights)
+            + moved * activation.as_activation().stored_bits * self._read(self.activations)
         )
 
     def _read(self, memory: str) -> float:

@@ -118,9 +118,10 @@ class Roofline:
         m = np.sign(shapes.m) if self.phase == "decode" else shapes.m
         operations = 2 * self.batch * m * shapes.k * shapes.n * shapes.groups
         # An embedding reads what it gives, not its table.
-        stored = np.where(shapes.m > 0, shapes.weights, 0) * weight.bits / 8
-        traced = shapes.inputs * activation.bits / 8 + shapes.outputs * OUTPUT
-        product = m * shapes.groups * (shapes.k * activation.bits / 8 + shapes.n * OUTPUT)
+        stored = np.where(shapes.m > 0, shapes.weights, 0) * weight.stored_bits / 8
+        read = activation.as_activation().stored_bits / 8
+        traced = shapes.inputs * read + shapes.outputs * OUTPUT
+        product = m * shapes.groups * (shapes.k * read + shapes.n * OUTPUT)
         unknown = (shapes.inputs == 0) | (self.phase == "decode")
         moved = stored + self.batch * np.where(unknown, product, traced)
         figures = [self._figure(figure, name) for figure in FITTED]

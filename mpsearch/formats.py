@@ -11,45 +11,20 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Literal
 
+from mpsearch.families import FAMILIES, PERCENT, Family, Kind, family, kept_of, parts
+
+__all__ = ["FAMILIES", "Family", "Format", "Granularity", "Kind", "Option", "options"]
+
 Granularity = Literal["tensor", "channel", "group"]
-Kind = Literal["int", "float", "block", "lookup", "ternary", "binary", "power", "fixed", "full"]
 
-
-@dataclass(frozen=True)
-class _Family:
-    """What a bare name stands for, before suffixes."""
-
-    kind: Kind
-    bits: int
-    group: int | None = None
-    scale_bits: int = 16
-    tensor_bits: int = 0  # stored once for each tensor, beside the block scales
-
-
-FAMILIES: dict[str, _Family] = {
-    **{f"int{b}": _Family("int", b) for b in range(1, 9)},
-    "fp8_e4m3": _Family("float", 8),
-    "fp8_e5m2": _Family("float", 8),
-    "fp6_e3m2": _Family("float", 6),
-    "fp6_e2m3": _Family("float", 6),
-    "fp4_e2m1": _Family("float", 4),
-    "mxfp4": _Family("block", 4, group=32, scale_bits=8),
-    "nvfp4": _Family("block", 4, group=16, scale_bits=8, tensor_bits=32),
-    "nf4": _Family("lookup", 4, group=64),
-    "ternary": _Family("ternary", 2),
-    "binary": _Family("binary", 1),
-    "pot4": _Family("power", 4),
-    "fp16": _Family("full", 16, scale_bits=0),
-    "bf16": _Family("full", 16, scale_bits=0),
-    "fp32": _Family("full", 32, scale_bits=0),
-}
-_FIXED = re.compile(r"fx(?P<bits>[1-9]\d?)\.(?P<fraction>0|[1-9]\d?)", re.ASCII)
 _NAME = re.compile(
-    rf"(?P<base>{'|'.join(FAMILIES)})(?:g(?P<group>[1-9]\d{{0,6}})|(?P<tensor>t))?(?P<sign>[as])?",
-    re.ASCII,
+    r"(?P<base>.+?)(?:g(?P<group>[1-9]\d{0,6})|(?P<tensor>t))?(?P<sign>[as])?"
+    rf"(?:o(?P<outliers>{PERCENT})|r(?P<rank>[1-9]\d{{0,4}}))?",
+    re.ASCII | re.DOTALL,
 )
 _SHORT = re.compile(r"w(\d{1,2})a(\d{1,2})", re.ASCII)
-_SUFFIXED: tuple[Kind, ...] = ("int", "float", "power", "ternary", "binary", "lookup")
+
+_LARGE = 4096, 1 << 24
 
 
 @dataclass(frozen=True)
@@ -64,6 +39,8 @@ class Format:
             activations per tensor).
         symmetric: Whether zero is stored as code 0; ``None`` leaves it to the role (weights
             symmetric, activations asymmetric).
+        outliers: Percent of the weights that are kept in 16 bits.
+        rank: Of a 16-bit branch beside the codes.
     """
 
     base: str
@@ -71,6 +48,8 @@ class Format:
     group: int | None = None
     per: Granularity | None = None
     symmetric: bool | None = None
+    outliers: Fraction = Fraction(0)
+    rank: int = 0
 
     @classmethod
     def parse(cls, name: str) -> "Format":
@@ -79,38 +58,64 @@ class Format:
         >>> Format.parse("int4g128").group
         128
         """
-        fixed = _FIXED.fullmatch(name)
-        if fixed and int(fixed["fraction"]) <= int(fixed["bits"]) <= 32:
-            return cls(name, int(fixed["bits"]), per="tensor", symmetric=True)
+        whole = family(name)
+        if whole is not None:
+            return cls._of(name, whole)
         match = _NAME.fullmatch(name)
-        if match is None:
-            known = ", ".join([*FAMILIES, "fx8.4"])
+        known = family(match["base"]) if match else None
+        if match is None or known is None or match["outliers"] == "0":
             raise ValueError(
-                f"no format is named {name!r}; names are {known},"
-                " and suffixes g128, t (per tensor), a (asymmetric), s (symmetric)"
+                f"no format is named {name!r}; names are {', '.join(FAMILIES)}, fp5_e2m2, pb10,"
+                " sc20, fx8.4, and suffixes g128, t (per tensor), a (asymmetric), s (symmetric),"
+                " o1 (1 % outliers), r32 (rank)"
             )
-        family = FAMILIES[match["base"]]
-        suffixed = match["group"] or match["tensor"] or match["sign"]
-        if suffixed and family.kind not in _SUFFIXED:
-            raise ValueError(
-                f"{match['base']!r} takes no suffix, got {name!r}; write {match['base']!r}"
-            )
-        group = int(match["group"]) if match["group"] else family.group
+        base = match["base"]
+        scaled = match["group"] or match["tensor"] or match["sign"]
+        grouped = known.kind == "partial" and not (match["tensor"] or match["sign"])
+        mixed = match["outliers"] or match["rank"]
+        if (scaled and not known.suffixed and not grouped) or (mixed and not known.mixable):
+            raise ValueError(f"{base!r} takes no suffix, got {name!r}; write {base!r}")
+        group = int(match["group"]) if match["group"] else known.group
         if match["tensor"]:
             group = None
         per: Granularity | None = "group" if group else "tensor" if match["tensor"] else None
         sign = {"a": False, "s": True}.get(match["sign"] or "")
-        return cls(match["base"], family.bits, group, per, sign)
+        outliers = Fraction(match["outliers"] or 0)
+        return cls(base, known.bits, group, per, sign, outliers, int(match["rank"] or 0))
+
+    @classmethod
+    def _of(cls, base: str, whole: Family) -> "Format":
+        if whole.kind == "fixed":
+            return cls(base, whole.bits, per="tensor", symmetric=True)
+        return cls(base, whole.bits, whole.group, "group" if whole.group else None)
+
+    @property
+    def family(self) -> Family:
+        """What the name without suffixes stands for."""
+        found = family(self.base)
+        if found is None:
+            raise ValueError(f"no format is named {self.base!r}; use Format.parse")
+        return found
 
     @property
     def kind(self) -> Kind:
-        """The family of number formats it belongs to."""
-        return "fixed" if self.base.startswith("fx") else FAMILIES[self.base].kind
+        """The family of number formats it belongs to; ``mixed`` where a part is kept in 16 bits."""
+        return "mixed" if self.outliers or self.rank else self.family.kind
 
     @property
     def quantized(self) -> bool:
         """Whether it is anything less than 16-bit or 32-bit floating point."""
         return self.kind != "full"
+
+    @property
+    def plain(self) -> "Format":
+        """The format without its outliers and its branch."""
+        return replace(self, outliers=Fraction(0), rank=0)
+
+    @property
+    def share(self) -> Fraction:
+        """Percent of the weights, or of the input channels, that have more bits than the others."""
+        return Fraction(self.base[2:]) if self.kind in ("partial", "salient") else self.outliers
 
     def as_weight(self) -> "Format":
         """The format as weights take it: symmetric, one scale per output channel, unless said."""
@@ -122,10 +127,11 @@ class Format:
 
     def _resolved(self, per: Granularity, *, symmetric: bool) -> "Format":
         settled = self.per is not None and self.symmetric is not None
-        if not self.quantized or (settled and (self.symmetric or self.kind == "int")):
+        shifts = self.family.kind == "int"
+        if not self.quantized or (settled and (self.symmetric or shifts)):
             return self
         sign = symmetric if self.symmetric is None else self.symmetric
-        return replace(self, per=self.per or per, symmetric=sign or self.kind != "int")
+        return replace(self, per=self.per or per, symmetric=sign or not shifts)
 
     def scales(self, shape: Sequence[int]) -> int:
         """How many scales a weight of this shape (outputs first) is stored with."""
@@ -140,6 +146,34 @@ class Format:
         columns = math.prod(shape[1:])
         return rows * -(-columns // (this.group or 1))
 
+    def streams(self, shape: Sequence[int]) -> dict[str, tuple[int, int]]:
+        """How many numbers, of how many bits, a weight is stored as, stream by stream.
+
+        >>> Format.parse("int4g64r8").streams((10, 96))
+        {'codes': (960, 4), 'scale': (20, 16), 'left': (80, 16), 'right': (768, 16)}
+        """
+        this, count = self.as_weight(), math.prod(shape)
+        rows, scales = shape[0] if shape else 1, this.scales(shape)
+        columns = math.prod(shape[1:])
+        if this.kind in ("partial", "salient"):
+            return parts(this.kind, this.share, shape, scales)
+        wide = this.family.scale_bits
+        found = {
+            "codes": (count, this.bits),
+            "scale": (scales * max(wide // 16, 1), min(wide, 16)),
+            "zero_point": (0 if this.symmetric or not this.quantized else scales, this.bits),
+            "tensor": (1, this.family.tensor_bits),
+        }
+        if this.outliers:
+            kept = kept_of(count, this.outliers)
+            found["counts"] = rows, columns.bit_length()
+            found["columns"] = kept, max(1, (columns - 1).bit_length())
+            found["kept"] = kept, 16
+        if this.rank:
+            rank = min(this.rank, rows, columns)
+            found |= {"left": (rows * rank, 16), "right": (rank * columns, 16)}
+        return {name: stream for name, stream in found.items() if stream[0] * stream[1]}
+
     def bytes(self, shape: Sequence[int]) -> int:
         """Bytes a weight of this shape (outputs first) takes as stored.
 
@@ -148,26 +182,32 @@ class Format:
         >>> Format.parse("int4").bytes((10, 3)), Format.parse("int4a").bytes((10, 3))
         (35, 40)
         """
-        this = self.as_weight()
-        family = FAMILIES.get(self.base, _Family("fixed", self.bits, scale_bits=0))
-        scales = this.scales(shape)
-        streams = [math.prod(shape) * this.bits, scales * family.scale_bits, family.tensor_bits]
-        if this.quantized and not this.symmetric:
-            streams.append(scales * this.bits)
-        return sum(-(-bits // 8) for bits in streams)
+        return sum(-(-count * bits // 8) for count, bits in self.streams(shape).values())
 
     def bits_per_weight(self, shape: Sequence[int]) -> Fraction:
         """Mean stored bits of one weight, its share of scales and zero points included."""
         return Fraction(self.bytes(shape) * 8, math.prod(shape))
 
+    @property
+    def stored_bits(self) -> float:
+        """Bits that one weight takes, its share of block scales, outliers and the like counted.
+
+        Of 4096 rows that are long: what is stored once a row or a tensor counts for nothing.
+
+        >>> round(Format.parse("nvfp4").stored_bits, 3), Format.parse("int4g128").stored_bits
+        (4.5, 4.125)
+        """
+        return float(self.bits_per_weight(_LARGE))
+
     def __str__(self) -> str:
         """The name :meth:`parse` reads."""
-        family = FAMILIES.get(self.base)
-        if family is None:
+        if self.kind == "fixed":
             return self.base
-        own = self.group and self.group != family.group
+        own = self.group and self.group != self.family.group
         suffix = f"g{self.group}" if own else "t" if self.per == "tensor" else ""
-        return self.base + suffix + {None: "", True: "s", False: "a"}[self.symmetric]
+        suffix += {None: "", True: "s", False: "a"}[self.symmetric]
+        suffix += f"o{float(self.outliers):g}" if self.outliers else ""
+        return self.base + suffix + (f"r{self.rank}" if self.rank else "")
 
 
 @dataclass(frozen=True)

@@ -8,18 +8,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mpsearch as mp
-from mpsearch.formats import FAMILIES
+from mpsearch.families import FAMILIES, OVERFLOW, ROUNDING, family
 from mpsearch.testing import FormatSuite
 
 SUFFIXES = ("", "a", "s", "t", "ta", "ts", "g8", "g128", "g128a", "g32s")
 INTEGERS = [f"int{bits}{suffix}" for bits in range(2, 9) for suffix in SUFFIXES]
-SUFFIXED = ("int", "float", "power", "ternary", "binary", "lookup")
 NAMES = [
     f"{base}{suffix}"
     for base, family in FAMILIES.items()
-    for suffix in (SUFFIXES if family.kind in SUFFIXED else ("",))
+    for suffix in (SUFFIXES if family.suffixed else ("",))
     if suffix != f"g{family.group}"
 ]
+BARE = tuple(FAMILIES)
+MIXED = (
+    "int4o1", "int3g128o0.5", "int4g64r32", "int3ao12.25", "nvfp4o1", "mxfp4r16", "nf4o0.05",
+    "ternaryr8", "pb10", "pb5g128", "pb0.5", "sc20", "sc12.5",
+)  # fmt: skip
+GENERIC = (
+    *(f"fp{1 + e + m}_e{e}m{m}{end}" for e in range(1, 6) for m in range(8) for end in ("", "f")),
+    *(f"fp{1 + e + m}_e{e}m{m}i" for e in range(2, 6) for m in range(8)),
+    *(f"fx8.4_{rounding}_{overflow}" for rounding in ROUNDING for overflow in OVERFLOW),
+    "fx8.4", "fx16.16", "fx1.0", "fx32.31",
+)  # fmt: skip
 
 
 class TestIntegers(FormatSuite):
@@ -30,7 +40,11 @@ class TestFull(FormatSuite):
     formats = ("fp16", "bf16", "fp32")
 
 
-@pytest.mark.parametrize("name", [*NAMES, "fx8.4", "fx16.16"])
+class TestOthers(FormatSuite):
+    formats = (*(name for name in NAMES if name.endswith(BARE)), *MIXED, *GENERIC)
+
+
+@pytest.mark.parametrize("name", [*NAMES, *MIXED, *GENERIC])
 def test_every_name_is_read_back(name: str) -> None:
     assert str(mp.Format.parse(name)) == name
     assert mp.Format.parse(name).as_weight().bytes((3, 5)) > 0
@@ -41,17 +55,47 @@ def test_every_name_is_read_back(name: str) -> None:
     ["", "int9", "int0", "INT4", "int4x", "int4g0", "int4g", "int4tg8", "int4as", "int4 ", "fp8",
      "fx8.9", "fx33.4", "fx0.0", "int4g12345678", "int4g8t", "nope", "mxfp4_e2", "int٤",
      "int4g1٦", "fx16.1٢",
-     "fx8.04"],
+     "fx8.04", "fp5_e2m1", "fp2_e1m0i", "fp7_e6m0", "fp11_e2m8", "fx8.4_rnd", "fx8.4_sat",
+     "pb0", "pb100", "pb10.10", "sc", "sc010", "int4o0", "int4o", "int4r0", "int4o1r2",
+     "int4o1g8", "log9", "pot1", "power9"],
 )  # fmt: skip
 def test_no_format_is_named_otherwise(name: str) -> None:
     with pytest.raises(ValueError, match=r"no format is named '.*'; names are int1, int2, .*fx8.4"):
         mp.Format.parse(name)
 
 
-@pytest.mark.parametrize("name", ["fp16g8", "mxfp4t", "nvfp4a", "bf16s"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fp16g8",
+        "mxfp4t",
+        "nvfp4a",
+        "bf16s",
+        "log4t",
+        "fx8.4g8",
+        "pb10t",
+        "sc20g8",
+        "pb10o1",
+        "fp16r8",
+        "fx8.4o1",
+    ],
+)
 def test_some_formats_take_no_suffix(name: str) -> None:
     with pytest.raises(ValueError, match=r"takes no suffix, got '.*'; write '"):
         mp.Format.parse(name)
+
+
+def test_a_name_without_suffixes_is_a_family_s() -> None:
+    assert family("nvfp4") == FAMILIES["nvfp4"]
+    assert family("int4g128") is None
+    with pytest.raises(ValueError, match=r"no format is named 'int4g128'; use Format\.parse"):
+        _ = mp.Format("int4g128", 4).family
+
+
+def test_a_part_in_16_bits_is_no_integer_s_business() -> None:
+    assert mp.Format.parse("int4").kind == "int"
+    assert mp.Format.parse("int4o1").kind == mp.Format.parse("int4r8").kind == "mixed"
+    assert mp.Format.parse("int4ao1").as_weight().symmetric is False
 
 
 def test_defaults_are_those_of_the_role() -> None:
@@ -81,6 +125,14 @@ def test_defaults_are_those_of_the_role() -> None:
         ("fp32", (3, 5), 60),
         ("fx8.4", (3, 5), 15),
         ("binary", (2, 9), 3 + 4),
+        ("binary2", (2, 9), 5 + 2 * 3 * 2),  # a mean and two scales a row
+        ("fp4_exmx", (2, 8), 8 + 4 + 1),  # and the split
+        ("mxfp6_e2m3", (2, 33), 50 + 4),  # a short second block has its scale
+        ("fp13_e5m7", (2, 3), 10 + 4),
+        ("int4o10", (4, 10), 20 + 8 + 2 + 2 + 8),  # counts and columns of 4 bits, 4 kept
+        ("int4r2", (10, 6), 30 + 20 + 40 + 24),
+        ("pb10", (4, 10), 5 + 5 + 16 + 4 + 8),  # 36 signs, the mask, two scales a row, 4 bytes
+        ("sc20", (4, 10), 4 + 2 + 8 + 16 + 4 + 8),  # 8 columns of signs and 2 of 4 bits
         ("int4", (7,), 4 + 14),  # a vector is a row an entry
         ("int4", (4, 2, 3, 3), 36 + 8),
     ],

@@ -221,6 +221,7 @@ def test_wrong_bytes_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not broken(formats())
     monkeypatch.setattr(mp.Format, "bytes", lambda self, shape: math.prod(shape) // self.bits)
     assert broken(formats()) == {
+        "what_is_stored_has_the_bytes_the_format_counts",
         "bytes_hold_every_code_and_grow_with_the_weight",
         "fewer_bits_take_no_more_bytes",
     }

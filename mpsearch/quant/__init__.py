@@ -10,21 +10,27 @@ if TYPE_CHECKING:
     from mpsearch.quant.activations import Grid, fake_quantize
     from mpsearch.quant.attention import explicit
     from mpsearch.quant.bench import Bench
-    from mpsearch.quant.integers import Codes, encode, round_trip
+    from mpsearch.quant.codes import Codes
+    from mpsearch.quant.encoding import encode, round_trip
     from mpsearch.quant.model import quantize, quantized_like
     from mpsearch.quant.packing import pack, unpack
+    from mpsearch.quant.places import Mixed, mixed
     from mpsearch.quant.recipe import Recipe
     from mpsearch.quant.replay import Replay
+    from mpsearch.quant.unfusing import unfused
 
 _HOME = {
     "activations": "Grid fake_quantize",
     "attention": "explicit",
     "bench": "Bench",
-    "integers": "Codes encode round_trip",
+    "codes": "Codes",
+    "encoding": "encode round_trip",
     "model": "quantize quantized_like",
     "packing": "pack unpack",
+    "places": "Mixed mixed",
     "recipe": "Recipe",
     "replay": "Replay",
+    "unfusing": "unfused",
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names.split()}
 
@@ -32,15 +38,18 @@ __all__ = [
     "Bench",
     "Codes",
     "Grid",
+    "Mixed",
     "Recipe",
     "Replay",
     "encode",
     "explicit",
     "fake_quantize",
+    "mixed",
     "pack",
     "quantize",
     "quantized_like",
     "round_trip",
+    "unfused",
     "unpack",
 ]
 

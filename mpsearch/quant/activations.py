@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mpsearch.formats import Format
+from mpsearch.quant import inputs
 from mpsearch.quant.clipping import clip
 from mpsearch.quant.recipe import Recipe
 
@@ -20,16 +21,22 @@ _UNTOUCHED = "16 and 32 bits leave inputs as they are"
 
 @dataclass(frozen=True)
 class Grid:
-    """Codes ``clamp(round(x / scale) + zero, low, high)``, read as ``(code - zero) * scale``."""
+    """Codes ``clamp(round(x / scale) + zero, low, high)``, read as ``(code - zero) * scale``.
+
+    ``other`` is what rounds instead where the format is of no integers.
+    """
 
     scale: float
     zero: int
     low: int
     high: int
+    other: inputs.Rounding | None = None
 
 
 def fake_quantize(x: Tensor, grid: Grid) -> Tensor:
     """The nearest values on the grid; the gradient passes straight through what is not clipped."""
+    if grid.other is not None:
+        return grid.other.rounded(x)
     quantized: Tensor = torch.fake_quantize_per_tensor_affine(
         x.float(), grid.scale, grid.zero, grid.low, grid.high
     )
@@ -37,7 +44,9 @@ def fake_quantize(x: Tensor, grid: Grid) -> Tensor:
 
 
 def codes(x: Tensor, grid: Grid) -> Tensor:
-    """The integers an input becomes, as int16."""
+    """The integers an input becomes, as int16; ``ValueError`` where the grid is of none."""
+    if grid.other is not None:
+        raise ValueError("inputs in this format become no integers; give int2 to int8")
     inverse = torch.tensor(1.0) / torch.tensor(grid.scale)  # a kernel multiplies
     return ((x.float() * inverse).round() + grid.zero).clamp(grid.low, grid.high).to(torch.int16)
 
@@ -45,11 +54,13 @@ def codes(x: Tensor, grid: Grid) -> Tensor:
 def supported(form: Format) -> Format:
     """The format as an input's, if it can be rounded to here; ``ValueError`` if not."""
     this = form.as_activation()
-    if this.kind == "full" or (this.kind == "int" and 2 <= this.bits <= 8 and this.per == "tensor"):
+    integer = this.kind == "int" and this.bits > 1 and this.per == "tensor"
+    if this.kind == "full" or integer or inputs.supported(form):
         return this
     raise ValueError(
-        f"cannot quantize inputs to {str(form)!r} yet; supported are int2 to int8 per tensor"
-        f" (with suffix a or s), and {_UNTOUCHED}: fp16, bf16, fp32"
+        f"cannot quantize inputs to {str(form)!r}; supported are int2 to int8 (with suffix a or s),"
+        " floats, log4, pot4, power4, nf4t and their like per tensor, blocks, fixed point, and"
+        f" {_UNTOUCHED}: fp16, bf16, fp32"
     )
 
 
@@ -61,7 +72,7 @@ class Seen:
         low: Least value.
         high: Largest value.
         count: Values seen.
-        body: Evenly spaced samples of them, batch by batch.
+        body: Evenly spaced samples of them.
         tails: Least and largest value of every sample: what even spacing would miss.
     """
 
@@ -71,8 +82,11 @@ class Seen:
     body: list[Tensor] = field(default_factory=list)
     tails: list[Tensor] = field(default_factory=list)
 
-    def add(self, x: Tensor, batches: int) -> None:
-        """Look at one input, of which as many as ``batches`` will come; NaN is an error."""
+    def add(self, x: Tensor, batches: float) -> None:
+        """Look at one input, of which as many as ``batches`` of its size come; NaN is an error.
+
+        However a calibration set is split into batches, the same values are kept.
+        """
         if x.numel() == 0:
             return
         flat = x.detach().float().flatten()
@@ -81,16 +95,35 @@ class Seen:
         if not torch.isfinite(ends).all():
             raise ValueError("its input holds NaN or infinity on the calibration batches")
         self.low, self.high = min(self.low, low), max(self.high, high)
+        step = max(1, -(-round(len(flat) * batches) // _SAMPLE))
+        self.body.append(flat[(step // 2 - self.count) % step :: step].clone())
         self.count += len(flat)
-        step = max(1, -(-len(flat) * batches // _SAMPLE))
-        self.body.append(flat[step // 2 :: step].clone())
         self.tails.append(ends.flatten())
 
-    def grid(self, form: Format, recipe: Recipe) -> Grid | None:
-        """The grid a format gets, or ``None`` where it leaves inputs as they are."""
+    def sample(self) -> tuple[Tensor, Tensor]:
+        """Values that were seen, and how often each stands for one."""
+        if not self.body:
+            return torch.empty(0), torch.empty(0)
+        values = torch.cat([*self.body, *self.tails])
+        counts = torch.ones_like(values)
+        sampled = max(1, sum(map(len, self.body)))
+        counts[:sampled] = self.count / sampled
+        return values, counts
+
+    def grid(self, form: Format, recipe: Recipe, axis: int = -1) -> Grid | None:
+        """The grid a format gets, or ``None`` where it leaves inputs as they are.
+
+        Blocks run along ``axis``.
+        """
         this = supported(form)
         if this.kind == "full":
             return None
+        if this.kind != "int":
+            ranges, percent = recipe.activation_ranges, recipe.percentile
+            other = inputs.calibrated(
+                this, *self.sample(), ranges=ranges, percent=percent, axis=axis
+            )
+            return Grid(1.0, 0, 0, 0, other)
         top = (1 << (this.bits - 1)) - 1 if this.symmetric else (1 << this.bits) - 1
         if this.symmetric:
             low, high = -max(-self.low, self.high), max(-self.low, self.high)
@@ -120,10 +153,7 @@ class Seen:
         """Both ends of the least squared error."""
         if not self.body or low == high:
             return low, high
-        values = torch.cat([*self.body, *self.tails])
-        weights = torch.ones_like(values)
-        sampled = sum(len(part) for part in self.body)
-        weights[:sampled] = self.count / sampled
+        values, weights = self.sample()
 
         def error(shares: Tensor) -> Tensor:
             ends = low * float(shares[0, 0]), high * float(shares[-1, 0])

@@ -5,23 +5,31 @@ is kept, and what lies before the first quantized layer is computed once.
 """
 
 import copy
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mpsearch.batches import call, checked, joined
+from mpsearch.batches import call, checked, joined, samples
 from mpsearch.formats import Format, Option
-from mpsearch.quant import activations, integers
-from mpsearch.quant.activations import Grid, Seen, fake_quantize
+from mpsearch.quant import activations
+from mpsearch.quant.activations import Grid, Seen
+from mpsearch.quant.arguments import rounding
 from mpsearch.quant.attention import explicit
-from mpsearch.quant.corrections import Moments, correcting, float_moments, undone
-from mpsearch.quant.integers import Codes, encode
+from mpsearch.quant.codes import Codes
+from mpsearch.quant.corrections import Corrected, Moments, correcting, float_moments, undone
+from mpsearch.quant.encoding import supported
+from mpsearch.quant.input_hessian import InputHessians
+from mpsearch.quant.inputs import channel_axis
+from mpsearch.quant.memory import Needs, readable
+from mpsearch.quant.preparing import prepare
 from mpsearch.quant.recipe import Recipe
 from mpsearch.quant.replay import Replay
+from mpsearch.quant.rounding import Rounded, method_of
 from mpsearch.tracing import module_weight, output_first, sites
 
 _KEPT = Format.parse("fp32")
@@ -33,39 +41,73 @@ class Bench:
     Attributes:
         model: The copy; nothing in it wants gradients.
         recipe: How layers are quantized.
-        batch: The calibration samples, as one batch.
+        batch: The calibration samples that corrections look at, as one batch.
+        called: Modules among those named that ran on the batches.
+        memory: Most bytes to run and to keep samples in, beside the copy and its weights.
     """
 
     def __init__(
-        self, model: nn.Module, batches: Sequence[Any], names: Sequence[str], recipe: Recipe
+        self,
+        model: nn.Module,
+        batches: Sequence[Any],
+        names: Sequence[str],
+        recipe: Recipe,
+        *,
+        memory: float = math.inf,
     ) -> None:
         """Copy the model and run it on the batches.
 
         ``names`` are the modules that options will be given to. Raises ``KeyError`` where the
-        model has no such module, ``ValueError`` on NaN in weights or inputs.
+        model has no such module, ``ValueError`` on NaN in weights or inputs, and where one batch
+        cannot be run within the memory.
         """
-        self.recipe = recipe
+        self.recipe, self.memory = recipe, memory
         self.model = explicit(copy.deepcopy(model)).eval().requires_grad_(False)
         self.batch = joined(checked(batches), recipe.samples)
+        prepare(self.model, self.batch, recipe)
         self._weights = {name: module_weight(self.model, name) for name in names}
         named = {id(weight) for weight in self._weights.values()}
         for site in sites(self.model):  # those that share a weight see it quantized too
             if site.weight is not None and id(site.weight) in named:
                 self._weights.setdefault(site.name, site.weight)
         self._layers = {name: self.model.get_submodule(name) for name in self._weights}
-        self._codes: dict[tuple[int, Format], Codes] = {}
+        owners = {id(weight): name for name, weight in reversed(self._weights.items())}
+        most = max(map(samples, batches))
+        hessians = InputHessians.of(self.model, [self.batch], list(owners.values())[::-1], most)
+        self._rounded = Rounded(recipe, self._weights, self._layers, hessians)
         self._grids: dict[tuple[str, Format], Grid | None] = {}
+        self._needs = Needs(0, 0) if math.isinf(memory) else self._measured(batches)
+        self.called: set[str] = set()
         self._seen = self._calibrated(batches)
+
+    @torch.no_grad()
+    def _measured(self, batches: Sequence[Any]) -> Needs:
+        """What the largest batch takes; ``ValueError`` where that is too much."""
+        needs = Needs.of(self.model, max(batches, key=samples), list(self._layers))
+        looked = samples(self.batch) if self.recipe.corrections else 0
+        count, which, place = max(
+            (max(map(samples, batches)), "your largest batch", "a batch"),
+            (looked, "those that corrections look at", "in the recipe"),
+        )
+        if needs.running * count > self.memory:
+            raise ValueError(
+                f"a memory of {readable(self.memory)} is too small: to run {count} samples at once,"
+                f" {which}, takes about {readable(needs.running * count)}; give that much, or fewer"
+                f" samples {place}"
+            )
+        return needs
 
     @torch.no_grad()
     def _calibrated(self, batches: Sequence[Any]) -> dict[str, Seen]:
         seen: dict[str, Seen] = {}
+        count, times = sum(map(samples, batches)), 1.0
 
         def watch(name: str) -> Any:
             def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                self.called.add(name)
                 for x in [*args, *kwargs.values()]:
                     if isinstance(x, Tensor) and x.is_floating_point():
-                        _named(name, seen.setdefault(name, Seen()).add, x, len(batches))
+                        _named(name, seen.setdefault(name, Seen()).add, x, times)
                         return
 
             return hook
@@ -75,32 +117,49 @@ class Bench:
                 hook = module.register_forward_pre_hook(watch(name), with_kwargs=True)
                 stack.callback(hook.remove)
             for batch in batches:
+                times = count / samples(batch)
                 call(self.model, batch)
         return seen
 
     @cached_property
     def replay(self) -> Replay:
         """The float forward on the calibration samples, remembered."""
-        return Replay(self.model, self.batch, list(self._layers))
+        return self.remembered(self.batch)
+
+    def remembered(self, batch: Any) -> Replay:
+        """The float forward on some samples, remembered as far as the memory allows."""
+        memory = self.memory - self._needs.running * samples(batch)
+        return Replay(self.model, batch, list(self._layers), memory=memory)
+
+    @property
+    def most(self) -> int:
+        """How many samples can be run at once with nothing computed again."""
+        return self._needs.most(self.memory)
+
+    def release(self) -> None:
+        """Forget the forward on the calibration samples."""
+        self.__dict__.pop("replay", None)
 
     @cached_property
     def _moments(self) -> Moments:
         with torch.no_grad():
-            return float_moments(self.model, self._layers, lambda: call(self.model, self.batch))
+            run = partial(call, self.model, self.batch)
+            return float_moments(self.model, self._layers, run, self.recipe.corrections)
 
     @property
     def reference(self) -> Tensor:
         """The float model's output on the calibration samples."""
         return self.replay.reference
 
-    def codes(self, name: str, form: Format) -> Codes:
-        """A layer's weight as stored in a format, outputs first."""
-        weight = self._weights[name]
-        key = (id(weight), integers.supported(form))
-        if key not in self._codes:
-            first = output_first(weight, self._layers[name])
-            self._codes[key] = _named(name, encode, first, form, self.recipe.ranges)
-        return self._codes[key]
+    def codes(self, name: str, form: Format, method: str | None = None) -> Codes:
+        """A layer's weight as stored in a format, outputs first.
+
+        ``method`` is how it is rounded where that is not as the recipe says.
+        """
+        option = Option({"weight": form, "activation": _KEPT}, method)
+        method = method_of(option, self.recipe)
+        found: Codes = _named(name, self._rounded.codes, name, form, method)
+        return found
 
     def grid(self, name: str, form: Format) -> Grid | None:
         """The grid of a layer's input; ``None`` where it stays as it is."""
@@ -114,7 +173,11 @@ class Bench:
         key = (name, activations.supported(form))
         if key not in self._grids:
             seen = self._seen.get(name)
-            self._grids[key] = None if seen is None else seen.grid(form, self.recipe)
+            self._grids[key] = (
+                None
+                if seen is None
+                else seen.grid(form, self.recipe, channel_axis(self._layers[name]))
+            )
         return self._grids[key]
 
     def complete(self, options: Mapping[str, Option]) -> dict[str, Option]:
@@ -130,17 +193,29 @@ class Bench:
                     call(self.model, self.batch)
             yield self.model
 
-    @torch.no_grad()
     def outputs(self, options: Mapping[str, Option]) -> Tensor:
         """The output on the calibration samples with these modules quantized and corrected."""
+        return self.corrected(options)[0]
+
+    @torch.no_grad()
+    def corrected(self, options: Mapping[str, Option]) -> tuple[Tensor, Corrected]:
+        """The output on the calibration samples, and what was corrected on them."""
         replay = self.replay
         with self._quantized(options) as layers, undone(self.model, list(layers.values())):
             if not layers:
-                return replay.reference
+                return replay.reference, Corrected()
             if not self.recipe.corrections:
-                return replay.run(list(layers))
+                return replay.run(list(layers)), Corrected()
             with correcting(self._moments, layers):
-                return replay.run(list(layers))
+                output = replay.run(list(layers))
+            return output, Corrected.of(self._moments, list(layers.values()))
+
+    @torch.no_grad()
+    def returned(self, options: Mapping[str, Option], found: Corrected, on: Replay) -> Any:
+        """What the model returns for other samples, corrected as was found on its own."""
+        with self._quantized(options) as layers, undone(self.model, list(layers.values())):
+            found.apply()
+            return on.returned(list(layers))
 
     @contextmanager
     def _quantized(self, options: Mapping[str, Option]) -> Iterator[dict[str, nn.Module]]:
@@ -150,24 +225,31 @@ class Bench:
         if self.recipe.corrections and changed:
             _ = self._moments  # while the copy is still the float one
         before = {name: self._weights[name].data for name in changed}
+        for name, option in given.items():
+            self._computed(name, option)  # likewise
         with ExitStack() as stack:
             try:
                 for name, module in changed.items():
-                    self._weights[name].data = self._dequantized(name, given[name].weight)
+                    self._weights[name].data = self._dequantized(name, given[name])
                     grid = self.grid(name, given[name].activation)
                     if grid is not None:
-                        hook = module.register_forward_pre_hook(_rounding(grid), with_kwargs=True)
+                        hook = module.register_forward_pre_hook(rounding(grid), with_kwargs=True)
                         stack.callback(hook.remove)
                 yield changed
             finally:
                 for name, data in before.items():
                     self._weights[name].data = data
 
-    def _dequantized(self, name: str, form: Format) -> Tensor:
-        weight = self._weights[name]
-        if integers.supported(form).base == "fp32":
+    def _computed(self, name: str, option: Option) -> Codes | None:
+        if supported(option.weight).base == "fp32":
+            return None
+        return self.codes(name, option.weight, option.method)
+
+    def _dequantized(self, name: str, option: Option) -> Tensor:
+        weight, codes = self._weights[name], self._computed(name, option)
+        if codes is None:
             return weight.data
-        values = self.codes(name, form).dequantize().to(weight.dtype)
+        values = codes.dequantize().to(weight.dtype)
         return output_first(values, self._layers[name]).contiguous()  # its own inverse
 
 
@@ -191,9 +273,9 @@ def shared(
         owner = owners.get(id(weight))
         if owner is None:
             continue
-        form = options[owner].weight
-        other = given.setdefault(name, Option({"weight": form, "activation": _KEPT}))
-        if other.weight != form:
+        form, method = options[owner].weight, options[owner].method
+        other = given.setdefault(name, Option({"weight": form, "activation": _KEPT}, method))
+        if (other.weight, other.method) != (form, method):
             raise ValueError(
                 f"modules {owner!r} and {name!r} share one weight and were given"
                 f" {str(options[owner])!r} and {str(other)!r}; give both the same option"
@@ -202,34 +284,10 @@ def shared(
 
 
 def changes(option: Option) -> bool:
-    """Whether an option changes anything; ``ValueError`` where a format is not supported yet."""
-    if option.method is not None:
-        raise ValueError(
-            f"option {str(option)!r} names method {option.method!r}, which is not there yet; leave"
-            " it out, and weights are rounded as the recipe says"
-        )
-    weight, inputs = integers.supported(option.weight), activations.supported(option.activation)
+    """Whether an option changes anything; ``ValueError`` where it cannot be carried out."""
+    method_of(option, Recipe())
+    weight, inputs = supported(option.weight), activations.supported(option.activation)
     return weight.base != "fp32" or inputs.kind != "full"
-
-
-def _rounding(grid: Grid) -> Any:
-    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return rounded(args, kwargs, grid)
-
-    return hook
-
-
-def rounded(
-    args: tuple[Any, ...], kwargs: dict[str, Any], grid: Grid
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A call's arguments with the first floating tensor among them on the grid."""
-    for place, x in enumerate(args):
-        if isinstance(x, Tensor) and x.is_floating_point():
-            return (*args[:place], fake_quantize(x, grid), *args[place + 1 :]), kwargs
-    for key, x in kwargs.items():
-        if isinstance(x, Tensor) and x.is_floating_point():
-            return args, kwargs | {key: fake_quantize(x, grid)}
-    return args, kwargs
 
 
 def _named(name: str, compute: Any, *args: Any) -> Any:

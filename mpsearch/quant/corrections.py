@@ -1,32 +1,32 @@
 """Correction towards the float network: what rounding moved in mean and variance is moved back.
 
-In the order of execution each batch norm's running statistics are shifted so that its output keeps
-the moments it has in float on the calibration batch, and each other quantized layer's bias so that
-its output keeps its float mean (bias correction: Nagel et al. 2019, Data-Free Quantization).
+In the order of execution, as a recipe's corrections say:
+
+- ``moments``: each batch norm's running statistics are shifted so that its output keeps the moments
+  it has in float on the calibration batch, and each other quantized layer's bias so that its output
+  keeps its float mean.
+- ``bias``: the latter for every quantized layer (bias correction: Nagel et al. 2019, Data-Free
+  Quantization Through Weight Equalization and Bias Correction, arXiv 1906.04721).
+- ``batchnorm``: each batch norm's statistics become those of what it reads now (batch-norm tuning:
+  Hubara et al. 2020, CalibTIP, arXiv 2006.10518).
+
 Each sees its predecessors corrected, so one forward corrects all.
 """
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.overrides import TorchFunctionMode
 
-_CONVOLUTIONS: dict[Any, int] = {  # -> spatial axes
-    F.conv1d: 1,
-    F.conv2d: 2,
-    F.conv3d: 3,
-    F.conv_transpose1d: 1,
-    F.conv_transpose2d: 2,
-    F.conv_transpose3d: 3,
-}
-_WEIGHT_AT: dict[Any, int] = {**dict.fromkeys([F.linear, *_CONVOLUTIONS], 1), torch.addmm: 2}
+from mpsearch.quant.reads import Read, Reads
+from mpsearch.quant.recipe import Correction
+
+_SURE = 0.02  # of the mean square: a smaller variance is not found by subtraction
 _DEAD = 1e-6  # of a batch norm's own deviation: below it a channel is constant
 
 
@@ -36,45 +36,15 @@ class Moments:
 
     Attributes:
         norms: Mean and standard deviation of each batch norm's input, by channel.
-        means: Mean of each layer's output, by channel, where no batch norm reads it.
+        means: Mean of each layer's output, by channel, where that is to be kept.
         order: Number at which each module was first called.
+        corrections: What is done with them.
     """
 
     norms: Mapping[nn.Module, tuple[Tensor, Tensor]]
     means: Mapping[str, Tensor]
     order: Mapping[nn.Module, int]
-
-
-class _Outputs(TorchFunctionMode):
-    """Hands on what the operation returns that reads one of some weights.
-
-    That is the layer's own output, also where a subclass pads before or activates after.
-    """
-
-    def __init__(
-        self, weights: Mapping[int, str], seen: Callable[[str, Tensor, int], Tensor]
-    ) -> None:
-        super().__init__()
-        self.weights, self.seen = weights, seen
-
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        output = func(*args, **(kwargs or {}))
-        place = _WEIGHT_AT.get(func)
-        if place is None:
-            return output
-        weight = args[place] if len(args) > place else (kwargs or {}).get("weight")
-        name = self.weights.get(id(weight))
-        if name is None:
-            return output
-        spatial = _CONVOLUTIONS.get(func)
-        axis = output.dim() - 1 if spatial is None else output.dim() - 1 - spatial
-        return self.seen(name, output, axis)
+    corrections: Sequence[Correction] = ("moments",)
 
 
 def norms_of(model: nn.Module) -> list[_BatchNorm]:
@@ -89,9 +59,13 @@ def norms_of(model: nn.Module) -> list[_BatchNorm]:
 
 
 def float_moments(
-    model: nn.Module, layers: Mapping[str, nn.Module], run: Callable[[], Any]
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    run: Callable[[], Any],
+    corrections: Sequence[Correction] = ("moments",),
 ) -> Moments:
     """What one forward of the float model shows. Modules called more than once are left out."""
+    kinds = {"bias", "moments"} & set(corrections)
     norms: dict[nn.Module, tuple[Tensor, Tensor]] = {}
     means: dict[str, Tensor] = {}
     order: dict[nn.Module, int] = {}
@@ -105,13 +79,14 @@ def float_moments(
         again.update({module} & norms.keys())
         norms[module] = _mean_and_deviation(args[0], 1)
         for name, output in last.items():
-            if output() is args[0]:
+            if output() is args[0] and "bias" not in kinds:
                 again.add(name)  # the batch norm does it
 
-    def seen(name: str, output: Tensor, axis: int) -> Tensor:
-        again.update({name} & means.keys())
-        means[name] = _mean(output, axis)
-        last[name] = weakref.ref(output)
+    def seen(name: str, read: Read, output: Tensor) -> Tensor:
+        if kinds and not read.lookup:
+            again.update({name} & means.keys())
+            means[name] = _mean(output, output.dim() + read.channels)
+            last[name] = weakref.ref(output)
         return output
 
     with ExitStack() as stack:
@@ -119,12 +94,13 @@ def float_moments(
             stack.callback(module.register_forward_pre_hook(called).remove)
         for module in norms_of(model):
             stack.callback(module.register_forward_pre_hook(norm).remove)
-        stack.enter_context(_Outputs(_biased(layers), seen))
+        stack.enter_context(Reads(_biased(layers), seen))
         run()
     return Moments(
         {module: found for module, found in norms.items() if module not in again},
         {name: mean for name, mean in means.items() if name not in again},
         order,
+        tuple(corrections),
     )
 
 
@@ -139,27 +115,40 @@ def correcting(moments: Moments, layers: Mapping[str, nn.Module]) -> Iterator[No
 
     ``layers`` are the quantized ones by name. The changes stay; see :func:`undone`.
     """
-    start = min((moments.order.get(module, -1) for module in layers.values()), default=0)
+    start = _start(moments, layers.values())
     found: dict[str, Tensor] = {}
+    correct = estimate if "batchnorm" in moments.corrections else shift
+    norms = {"batchnorm", "moments"} & set(moments.corrections)
 
     def norm(module: _BatchNorm, args: tuple[Any, ...]) -> None:
-        shift(module, moments.norms[module], _mean_and_deviation(args[0], 1))
+        correct(module, moments.norms[module], _mean_and_deviation(args[0], 1))
 
-    def seen(name: str, output: Tensor, axis: int) -> Tensor:
+    def seen(name: str, read: Read, output: Tensor) -> Tensor:
+        if read.lookup:
+            return output
+        axis = output.dim() + read.channels
         found[name] = moments.means[name] - _mean(output, axis)
         width = [1] * output.dim()
         width[axis] = -1
         return output + found[name].to(output.dtype).view(width)
 
     with ExitStack() as stack:
-        for module in moments.norms:
+        for module in moments.norms if norms else ():
             if moments.order[module] >= start:
                 stack.callback(module.register_forward_pre_hook(norm).remove)
         weights = {weight: n for weight, n in _biased(layers).items() if n in moments.means}
-        stack.enter_context(_Outputs(weights, seen))
+        if weights:
+            stack.enter_context(Reads(weights, seen))
         yield
     for name, error in found.items():
         add_to_bias(layers[name], error)
+
+
+def estimate(norm: _BatchNorm, _: tuple[Tensor, Tensor], got: tuple[Tensor, Tensor]) -> None:
+    """Set running statistics to the moments of the input."""
+    with torch.no_grad():
+        for statistic, found in zip(_statistics(norm), (got[0], got[1].square()), strict=True):
+            statistic.copy_(found)
 
 
 def shift(norm: _BatchNorm, wanted: tuple[Tensor, Tensor], got: tuple[Tensor, Tensor]) -> None:
@@ -189,31 +178,85 @@ def add_to_bias(module: nn.Module, error: Tensor) -> None:
     module.bias = nn.Parameter(new.to(weight.dtype), requires_grad=False)
 
 
-@contextmanager
-def undone(model: nn.Module, layers: Sequence[nn.Module]) -> Iterator[None]:
-    """Put statistics and biases back on the way out."""
-    statistics = [
-        (buffer, buffer.clone())
-        for norm in norms_of(model)
-        for buffer in (norm.running_mean, norm.running_var)
-        if buffer is not None
-    ]
-    biases = [(module, module.bias) for module in layers if hasattr(module, "bias")]
-    try:
-        yield
-    finally:
+@dataclass(frozen=True, eq=False)
+class Corrected:
+    """What a correction changed, to be put in place once more.
+
+    Attributes:
+        statistics: Running means and variances, each with its corrected value.
+        biases: Of the layers that are quantized.
+    """
+
+    statistics: Sequence[tuple[Tensor, Tensor]] = ()
+    biases: Sequence[tuple[nn.Module, Any]] = ()
+
+    @classmethod
+    def of(cls, moments: Moments, layers: Sequence[nn.Module]) -> "Corrected":
+        """As they are now in a model, where :func:`correcting` has been with these layers."""
+        start = _start(moments, layers)
+        norms = [norm for norm in moments.norms if moments.order[norm] >= start]
+        return cls(
+            tuple((buffer, buffer.clone()) for norm in norms for buffer in _statistics(norm)),
+            tuple((module, module.bias) for module in layers if hasattr(module, "bias")),
+        )
+
+    def apply(self) -> None:
+        """Correct the model again; see :func:`undone`."""
         with torch.no_grad():
-            for buffer, value in statistics:
+            for buffer, value in self.statistics:
                 buffer.copy_(value)
-        for module, bias in biases:
+        for module, bias in self.biases:
             module.bias = bias
 
 
+@contextmanager
+def undone(model: nn.Module, layers: Sequence[nn.Module]) -> Iterator[None]:
+    """Put statistics and biases back on the way out."""
+    before = Corrected(
+        [(buffer, buffer.clone()) for norm in norms_of(model) for buffer in _statistics(norm)],
+        [(module, module.bias) for module in layers if hasattr(module, "bias")],
+    )
+    try:
+        yield
+    finally:
+        before.apply()
+
+
+def _statistics(norm: nn.Module) -> tuple[Tensor, ...]:
+    return norm.get_buffer("running_mean"), norm.get_buffer("running_var")
+
+
+def _start(moments: Moments, layers: Iterable[nn.Module]) -> int:
+    """Number at which the first of these layers is called."""
+    return min((moments.order.get(module, -1) for module in layers), default=0)
+
+
 def _mean(x: Tensor, axis: int) -> Tensor:
-    return x.detach().double().mean([i for i in range(x.dim()) if i != axis])
+    """(channels,) in float64, of each sample's means in the tensor's own precision: far faster."""
+    x = x.detach()
+    if axis == 0 or x.dtype in (torch.float16, torch.bfloat16):
+        x = x.double()
+    inner = [i for i in range(1, x.dim()) if i != axis]
+    each = x.mean(inner) if inner else x
+    return each.double().mean(0) if axis else each
 
 
 def _mean_and_deviation(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    others = [i for i in range(x.dim()) if i != axis]
-    variance, mean = torch.var_mean(x.detach().double(), others, correction=0)
+    """By channel, in float64: from mean squares, unless these are nearly all of the mean."""
+    mean = _mean(x, axis)
+    x = x.detach() if x.dtype == torch.float64 else x.detach().float()
+    square = _mean(x.square(), axis)
+    variance = square - mean.square()
+    unsure = (variance <= _SURE * square).nonzero().flatten()
+    if len(unsure):
+        variance[unsure] = _about(x.index_select(axis, unsure), mean[unsure], axis)
     return mean, variance.sqrt()
+
+
+def _about(x: Tensor, mean: Tensor, axis: int) -> Tensor:
+    """(channels,) the variance about a mean, which is to be far more exact than the values."""
+    width = [1] * x.dim()
+    width[axis] = -1
+    middle = mean.to(x.dtype)
+    square = _mean((x - middle.view(width)).square_(), axis)
+    return (square - (middle.double() - mean).square()).clamp_min(0)

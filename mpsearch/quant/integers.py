@@ -6,102 +6,65 @@ the negative side lowers the squared error, but moves the mean, and ResNet-20 at
 the worse for it. Scales are rounded to 16 bits before the codes are taken.
 """
 
-import math
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from mpsearch.formats import Format
 from mpsearch.quant.clipping import clip
+from mpsearch.quant.codes import Codes, grouped, half_of, matrix, sixteen, ungrouped
 from mpsearch.quant.recipe import Ranges
 
+__all__ = ["Codes", "decode", "encode", "round_trip", "supported"]
+
 _FULL = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-_SUPPORTED = "int2 to int8 (with suffixes such as g128, t, a, s), fp16, bf16, fp32"
 _CHUNK = 1 << 18  # weights searched at once: what the arithmetic touches stays in the cache
 
 
-@dataclass(frozen=True, eq=False)
-class Codes:
-    """A weight as it is stored.
-
-    Attributes:
-        codes: (out, in * kernel) int8 where symmetric, else uint8; for 16 bits and more the values.
-        scale: (scales,) fp16, or bf16 where a scale is outside fp16's normal range.
-        zero: (scales,) uint8, or ``None`` where symmetric.
-        format: With role and defaults resolved.
-        shape: Of the weight, outputs first.
-    """
-
-    codes: Tensor
-    scale: Tensor | None
-    zero: Tensor | None
-    format: Format
-    shape: tuple[int, ...]
-
-    def dequantize(self) -> Tensor:
-        """The weight the codes stand for, in float32, in its shape."""
-        if self.scale is None:
-            return self.codes.float().reshape(self.shape)
-        rows = _rows(self.codes, self.format)
-        zero = 0 if self.zero is None else self.zero.float()[:, None]
-        values = (rows.float() - zero) * self.scale.float()[:, None]
-        return _unrows(values, self.format, self.shape)
-
-
 def supported(form: Format) -> Format:
-    """The format as a weight's, if it can be rounded to here; ``ValueError`` if not."""
+    """The format as a weight's, if it is one of these; ``ValueError`` if not."""
     this = form.as_weight()
-    if this.kind == "full" or (this.kind == "int" and 2 <= this.bits <= 8):
+    if this.kind == "full" or (this.kind == "int" and (this.bits > 1 or not this.symmetric)):
         return this
-    raise ValueError(f"cannot quantize to {str(form)!r} yet; supported are {_SUPPORTED}")
+    raise ValueError(
+        f"{str(form)!r} is no integer of 2 to 8 bits, nor 16 or 32 bits; encode it with"
+        " mpsearch.quant.encode"
+    )
 
 
 def encode(weight: Tensor, form: Format, ranges: Ranges = "mse") -> Codes:
     """The codes of a weight, outputs first, of any floating type; computed in float32.
 
     Raises:
-        ValueError: A format that is not supported, or a weight that is not finite.
+        ValueError: A format of another family, or a weight that is empty or not finite.
     """
     this = supported(form)
-    if not torch.isfinite(weight).all():
-        raise ValueError("it holds NaN or infinity; quantize a network whose weights are finite")
-    shape = tuple(weight.shape)
-    values = weight.detach().float().reshape(shape[0] if shape else 1, -1)
+    values, shape = matrix(weight)
     if this.kind == "full":
-        return Codes(values.to(_FULL[this.base]), None, None, this, shape)
-    rows = _rows(values, this)
+        limit = torch.finfo(_FULL[this.base]).max
+        return Codes(values.clamp(-limit, limit).to(_FULL[this.base]), None, None, this, shape)
+    rows = grouped(values, this)
     step = max(1, _CHUNK // max(1, rows.shape[1]))
-    stored = _stored(_spread(rows, this)[1] / _levels(this))
+    stored = half_of(_spread(rows, this)[1] / _levels(this))
     chunks = [_scale(part, this, ranges, stored) for part in rows.split(step)]
     scale, zero = (torch.cat(part) for part in zip(*chunks, strict=True))
     kind = torch.int8 if this.symmetric else torch.uint8
-    codes = _unrows(_round(rows, scale, zero, this).to(kind), this, tuple(values.shape))
+    codes = ungrouped(_round(rows, scale, zero, this).to(kind), this, tuple(values.shape))
     zeros = None if this.symmetric else zero.to(torch.uint8)
     return Codes(codes, scale.to(stored), zeros, this, shape)
+
+
+def decode(codes: Codes) -> Tensor:
+    """The weight that integers and scales stand for, or values of 16 bits and more."""
+    if codes.scale is None:
+        return codes.codes.float().reshape(codes.shape)
+    rows = grouped(codes.codes, codes.format)
+    zero = 0 if codes.zero is None else codes.zero.float()[:, None]
+    return ungrouped((rows.float() - zero) * codes.steps[:, None], codes.format, codes.shape)
 
 
 def round_trip(weight: Tensor, form: Format, ranges: Ranges = "mse") -> Tensor:
     """The nearest weight the format can hold, in the weight's own type; outputs first."""
     return encode(weight, form, ranges).dequantize().to(weight.dtype)
-
-
-def _rows(values: Tensor, form: Format) -> Tensor:
-    """(scales, values that share one): what lies beyond a short last group is zero."""
-    if form.per == "tensor":
-        return values.reshape(1, -1)
-    if form.per == "channel":
-        return values
-    group = form.group or 1
-    short = -values.shape[1] % group
-    return torch.nn.functional.pad(values, (0, short)).reshape(-1, group)
-
-
-def _unrows(rows: Tensor, form: Format, shape: tuple[int, ...]) -> Tensor:
-    if form.per != "group":
-        return rows.reshape(shape)
-    columns = math.prod(shape[1:])
-    return rows.reshape(shape[0] if shape else 1, -1)[:, :columns].reshape(shape)
 
 
 def _levels(form: Format) -> int:
@@ -127,9 +90,9 @@ def _scale(
 
     def grid(shares: Tensor) -> tuple[Tensor, Tensor]:
         if form.symmetric:
-            return _sixteen(spread * shares[0] / levels, stored), torch.zeros_like(low)
+            return sixteen(spread * shares[0] / levels, stored), torch.zeros_like(low)
         bottom, top = low * shares[0], (low + spread) * shares[1]
-        scale = _sixteen((top - bottom) / levels, stored)
+        scale = sixteen((top - bottom) / levels, stored)
         return scale, (-bottom / scale).round_().clamp_(0, levels)
 
     def error(shares: Tensor) -> Tensor:
@@ -147,17 +110,3 @@ def _round(rows: Tensor, scale: Tensor, zero: Tensor, form: Format) -> Tensor:
     least = -_levels(form) if form.symmetric else 0
     codes = (rows / scale[:, None]).round_().add_(zero[:, None])
     return codes.clamp_(least, _levels(form))
-
-
-def _stored(scale: Tensor) -> torch.dtype:
-    """The 16-bit type that holds every scale as a normal number."""
-    half = torch.finfo(torch.float16)
-    used = scale[scale > 0]
-    fits = len(used) == 0 or (half.tiny <= float(used.min()) and float(used.max()) <= half.max)
-    return torch.float16 if fits else torch.bfloat16
-
-
-def _sixteen(scale: Tensor, stored: torch.dtype) -> Tensor:
-    """Scales rounded to the type they are stored in; 1 for rows of zeros."""
-    kept = scale.clamp_min(torch.finfo(stored).tiny)
-    return torch.where(scale > 0, kept, 1.0).to(stored).float()

@@ -8,14 +8,17 @@ import torch
 from torch import nn
 
 from mpsearch.allocation import Allocation
-from mpsearch.formats import Format, Option
+from mpsearch.formats import Option
 from mpsearch.quant import activations
 from mpsearch.quant.activations import Grid
 from mpsearch.quant.attention import explicit
 from mpsearch.quant.bench import Bench, changes, shared
+from mpsearch.quant.codes import Codes
 from mpsearch.quant.corrections import norms_of
-from mpsearch.quant.integers import Codes, encode
+from mpsearch.quant.encoding import encode
+from mpsearch.quant.inputs import channel_axis
 from mpsearch.quant.modules import Stored, share, store
+from mpsearch.quant.preparing import prepare
 from mpsearch.quant.recipe import Recipe
 from mpsearch.tracing import module_weight, output_first, sites
 
@@ -35,12 +38,13 @@ def quantize(
     becomes explicit. Raises ``KeyError`` for a module the model does not have and ``ValueError``
     for a format that cannot be rounded to yet.
     """
-    options = _options(allocation)
+    options = _changed(allocation)
     if recipe is None:
         recipe = Recipe.read(allocation.recipe if isinstance(allocation, Allocation) else None)
     bench = Bench(model, batches, list(options), recipe)
     options = bench.complete(options)
     new = explicit(copy.deepcopy(model)).eval()
+    prepare(new, bench.batch, recipe)
     grids = {name: bench.grid(name, option.activation) for name, option in options.items()}
     with torch.no_grad(), bench.at(options) as measured:
         for mine, theirs in zip(norms_of(new), norms_of(measured), strict=True):
@@ -49,13 +53,13 @@ def quantize(
             bias = getattr(measured.get_submodule(name), "bias", None)
             if bias is not None:
                 _set_bias(new.get_submodule(name), bias)
-    _store(new, options, grids, bench.codes)
+    _store(new, options, grids, lambda name, o: bench.codes(name, o.weight, o.method))
     return new
 
 
 def quantized_like(model: nn.Module, allocation: Options | Allocation) -> nn.Module:
     """The module :func:`quantize` returns but for its numbers, which ``load_state_dict`` brings."""
-    options = _options(allocation)
+    options = _changed(allocation)
     new = explicit(copy.deepcopy(model)).eval()
     for name in options:
         module_weight(new, name)
@@ -65,30 +69,37 @@ def quantized_like(model: nn.Module, allocation: Options | Allocation) -> nn.Mod
     for name, option in options.items():
         inputs = activations.supported(option.activation)
         reads = inputs.kind != "full" and not isinstance(new.get_submodule(name), nn.Embedding)
-        grids[name] = activations.Seen().grid(inputs, Recipe()) if reads else None
-
-    def codes(name: str, form: Format) -> Codes:
-        return encode(
-            output_first(module_weight(new, name), new.get_submodule(name)), form, "minmax"
+        grids[name] = (
+            activations.Seen().grid(inputs, Recipe(), channel_axis(new.get_submodule(name)))
+            if reads
+            else None
         )
+
+    def codes(name: str, option: Option) -> Codes:
+        first = output_first(module_weight(new, name), new.get_submodule(name))
+        return encode(first, option.weight, "minmax")
 
     _store(new, options, grids, codes)
     return new
 
 
-def _options(allocation: Options | Allocation) -> dict[str, Option]:
+def by_module(allocation: Options | Allocation) -> dict[str, Option]:
+    """The option of each module, read."""
     given: Mapping[str, Option | str] = (
         allocation.by_module() if isinstance(allocation, Allocation) else allocation
     )
-    read = {n: Option.parse(o) if isinstance(o, str) else o for n, o in given.items()}
-    return {name: option for name, option in read.items() if changes(option)}
+    return {n: Option.parse(o) if isinstance(o, str) else o for n, o in given.items()}
+
+
+def _changed(allocation: Options | Allocation) -> dict[str, Option]:
+    return {n: option for n, option in by_module(allocation).items() if changes(option)}
 
 
 def _store(
     new: nn.Module,
     options: Mapping[str, Option],
     grids: Mapping[str, Grid | None],
-    codes: Callable[[str, Format], Codes],
+    codes: Callable[[str, Option], Codes],
 ) -> None:
     """Replace weights by codes; modules that share a weight share its codes."""
     weights = {name: module_weight(new, name) for name in options}
@@ -97,7 +108,7 @@ def _store(
         module, weight = new.get_submodule(name), weights[name]
         if isinstance(module, Stored):
             continue  # the same module under another name
-        store(module, option, codes(name, option.weight), grids[name], weight.dtype)
+        store(module, option, codes(name, option), grids[name], weight.dtype)
         if id(weight) in first:
             share(module, first[id(weight)])
         first.setdefault(id(weight), module)

@@ -12,19 +12,21 @@ from torch import Tensor, nn
 
 from mpsearch.formats import Option
 from mpsearch.quant.activations import Grid
-from mpsearch.quant.bench import rounded
-from mpsearch.quant.integers import Codes
-from mpsearch.quant.packing import pack, unpack
+from mpsearch.quant.arguments import rounded
+from mpsearch.quant.codes import Codes
+from mpsearch.quant.inputs import Rounding, made
 from mpsearch.tracing import output_first
 
-_BUFFERS = ("codes", "scale", "zero_point", "input_scale", "input_zero_point")
+_ALWAYS = ("codes", "scale", "zero_point")  # buffers of every module, empty or not
+_INPUT = ("input_scale", "input_zero_point")  # and of tables input_values, input_bounds
 
 
 class Stored(nn.Module):
     """What every quantized module has beside what its own class gives it.
 
-    Buffers: ``codes`` (uint8 stream, or the values where the format is a float one), ``scale``
-    (16 bits each), ``zero_point`` (uint8 stream), ``input_scale`` and ``input_zero_point``.
+    Buffers: ``codes`` (uint8 stream, or the values where the format has 16 bits or more), ``scale``
+    (16 bits each, or a uint8 stream), ``zero_point`` (uint8 stream), what else the format stores by
+    the names of ``Format.streams``, ``input_scale`` and ``input_zero_point``.
     """
 
     option: Option
@@ -35,6 +37,8 @@ class Stored(nn.Module):
     input_zero_point: Tensor | None
     _type: Tensor  # empty; its type is the one to compute in
     _shape: tuple[int, ...]
+    _streams: tuple[str, ...]
+    _rounding: Rounding | None
     _input: tuple[int, int]
     _turned: Callable[[Tensor], Tensor]
 
@@ -46,20 +50,21 @@ class Stored(nn.Module):
 
     def stored(self) -> Codes:
         """The codes, one integer each, outputs first."""
-        this, shape = self.option.weight.as_weight(), self._shape
-        if self.scale is None:
-            return Codes(self.codes, None, None, this, shape)
-        rows = shape[0] if shape else 1
-        count = torch.Size(shape).numel()
-        codes = unpack(self.codes, this.bits, count, signed=bool(this.symmetric))
-        zero = self.zero_point
-        if zero is not None:
-            zero = unpack(zero, this.bits, len(self.scale))
-        return Codes(codes.reshape(rows, -1), self.scale, zero, this, shape)
+        stored = {name: getattr(self, name) for name in self._streams}
+        return Codes.read(stored, self.option.weight, self._shape)
+
+    @property
+    def _names(self) -> set[str]:
+        """Of the buffers."""
+        more = self._rounding.buffers() if self._rounding else ()
+        return {*_ALWAYS, *self._streams, *_INPUT, *(f"input_{name}" for name in more)}
 
     @property
     def grid(self) -> Grid | None:
         """The grid of the input, where it is quantized."""
+        if self._rounding is not None:
+            found = {name: getattr(self, f"input_{name}") for name in self._rounding.buffers()}
+            return Grid(1.0, 0, 0, 0, made(self._rounding, found))
         if self.input_scale is None or self.input_zero_point is None:
             return None
         return Grid(float(self.input_scale), int(self.input_zero_point), *self._input)
@@ -77,7 +82,7 @@ class Stored(nn.Module):
         return f"{said}, {self.option}" if said else str(self.option)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        kept = {name: getattr(self, name) for name in _BUFFERS}
+        kept = {name: getattr(self, name) for name in self._names}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, old in kept.items():  # a change of type is one of what is computed in
             if old is not None and getattr(self, name).dtype != old.dtype:
@@ -87,9 +92,11 @@ class Stored(nn.Module):
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        scale, bias = state_dict.get(prefix + "scale"), state_dict.get(prefix + "bias")
-        if isinstance(scale, Tensor) and self.scale is not None:
-            self.scale = self.scale.to(scale.dtype)  # fp16 or bf16, as the weights asked for
+        bias = state_dict.get(prefix + "bias")
+        for name in self._streams:
+            mine, given = getattr(self, name), state_dict.get(prefix + name)
+            if isinstance(given, Tensor) and given.is_floating_point():
+                setattr(self, name, mine.to(given.dtype))  # fp16 or bf16, as the weights asked for
         if isinstance(bias, Tensor) and getattr(self, "bias", None) is None:
             self.bias = nn.Parameter(torch.zeros_like(bias, device=self.codes.device))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
@@ -117,24 +124,27 @@ def store(
     del module.weight
     module.__class__ = quantized_class(type(module))
     this: Any = module
+    stored, empty = codes.stored(), codes.codes.device
     this.option, this._shape, this._turned = option, codes.shape, turned  # noqa: SLF001
+    this._streams = tuple(stored)  # noqa: SLF001
     this._input = (grid.low, grid.high) if grid else (0, 0)  # noqa: SLF001
-    bits, empty = codes.format.bits, codes.codes.device
-    stream = codes.codes if codes.scale is None else pack(codes.codes, bits)
-    zero = None if codes.zero is None else pack(codes.zero, bits)
-    module.register_buffer("codes", stream.reshape(-1))
-    module.register_buffer("scale", codes.scale)
-    module.register_buffer("zero_point", zero)
-    scale = torch.tensor(grid.scale, device=empty) if grid else None
-    place = torch.tensor(grid.zero, dtype=torch.int16, device=empty) if grid else None
+    for name in dict.fromkeys((*_ALWAYS, *stored)):
+        module.register_buffer(name, stored.get(name))
+    this._rounding = grid.other if grid else None  # noqa: SLF001
+    affine = grid if grid and grid.other is None else None
+    scale = torch.tensor(affine.scale, device=empty) if affine else None
+    place = torch.tensor(affine.zero, dtype=torch.int16, device=empty) if affine else None
     module.register_buffer("input_scale", scale)
     module.register_buffer("input_zero_point", place)
+    for name, value in this._rounding.buffers().items() if this._rounding else ():  # noqa: SLF001
+        module.register_buffer(f"input_{name}", value.to(empty))
     module.register_buffer("_type", torch.empty(0, dtype=like, device=empty), persistent=False)
 
 
 def share(module: nn.Module, other: nn.Module) -> None:
     """Let a module read the codes another holds: one weight, stored once."""
-    for name in ("codes", "scale", "zero_point"):
+    this: Any = module
+    for name in this._streams:  # noqa: SLF001
         setattr(module, name, getattr(other, name))
 
 

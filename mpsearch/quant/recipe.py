@@ -9,8 +9,9 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 Ranges = Literal["minmax", "mse"]
-Rounding = Literal["nearest"]
-Correction = Literal["moments"]
+Rounding = Literal["nearest", "gptq", "adaround", "quantease", "decoupleq"]
+Correction = Literal["moments", "bias", "batchnorm"]
+Preparation = Literal["fold", "smooth", "rotate"]
 ActivationRanges = Literal["minmax", "percentile", "mse"]
 
 
@@ -21,12 +22,28 @@ class Recipe:
     Attributes:
         ranges: What a weight's scale is chosen by: ``minmax`` covers every value, ``mse`` clips to
             the least squared error.
-        rounding: How a weight becomes a code.
+        rounding: How weights become integers: to ``nearest``, or so that the layer's output errs
+            least: ``gptq``, ``decoupleq`` (and its scales in turn), ``quantease`` (by descent),
+            ``adaround`` (by gradients, and slow).
+            Weights in other formats are rounded to nearest; an option may name another method.
         corrections: What is done after rounding: ``moments`` gives every batch norm's output its
-            float mean and variance back, and every other quantized layer's output its float mean.
+            float mean and variance back, and every other quantized layer's output its float mean;
+            ``bias`` gives every quantized layer's output its float mean; ``batchnorm`` estimates
+            the statistics of every batch norm again.
         activation_ranges: What an input's static range is chosen by.
         percentile: Share of the values, in percent, that the ``percentile`` range covers.
-        samples: Most calibration samples that corrections are computed on.
+        samples: Most calibration samples that corrections, and roundings that look at inputs, are
+            computed on.
+        damp: Added to the diagonal of ``gptq``'s and ``decoupleq``'s Hessians, times its mean.
+        act_order: Whether they begin with the columns that read the largest inputs.
+        steps: Of ``adaround``'s descent.
+        preparations: What is done first, and keeps the network's function: ``fold`` lets layers
+            multiply as the batch norms after them do; ``smooth`` moves the range of what layer
+            norms return into the weights that read it; ``rotate`` turns what lies between a
+            transformer's blocks, so that no channel stands out. None is a default: ``fold``
+            changes little, and the others help inputs of few bits at the weights' expense
+            (``tests/bench/recipes.py`` measures it).
+        alpha: Share of the range that ``smooth`` moves.
     """
 
     ranges: Ranges = "mse"
@@ -35,26 +52,49 @@ class Recipe:
     activation_ranges: ActivationRanges = "mse"
     percentile: float = 99.9
     samples: int = 256
+    damp: float = 0.01
+    act_order: bool = True
+    steps: int = 500
+    preparations: tuple[Preparation, ...] = ()
+    alpha: float = 0.5
 
     def __post_init__(self) -> None:
         """Refuse values no code stands behind."""
         _one_of("ranges", self.ranges, get_args(Ranges))
         _one_of("rounding", self.rounding, get_args(Rounding))
         _one_of("activation_ranges", self.activation_ranges, get_args(ActivationRanges))
-        given: Any = self.corrections  # a document may hold anything
-        if not isinstance(given, tuple | list):
-            raise ValueError(f"recipe: corrections are a list, got {given!r}")  # noqa: TRY004
-        object.__setattr__(self, "corrections", tuple(self.corrections))
-        for correction in self.corrections:
-            _one_of("corrections", correction, get_args(Correction))
-        if len(set(self.corrections)) != len(self.corrections):
-            raise ValueError(f"recipe: a correction is named twice in {self.corrections!r}")
+        self._list("corrections", get_args(Correction))
+        self._list("preparations", get_args(Preparation))
+        if {"moments", "batchnorm"} <= set(self.corrections):
+            raise ValueError(
+                "recipe: corrections 'moments' and 'batchnorm' both set what batch norms know of"
+                " their inputs; name one of them"
+            )
         if not _is_number(self.percentile) or not 50 < self.percentile <= 100:
             raise ValueError(
                 f"recipe: percentile is above 50 and at most 100, got {self.percentile!r}"
             )
-        if not _is_number(self.samples) or self.samples < 1 or self.samples % 1 != 0:
-            raise ValueError(f"recipe: samples is a whole number from 1 up, got {self.samples!r}")
+        for name in ("samples", "steps"):
+            value = getattr(self, name)
+            if not _is_number(value) or value < 1 or value % 1 != 0:
+                raise ValueError(f"recipe: {name} is a whole number from 1 up, got {value!r}")
+        if not _is_number(self.alpha) or not 0 <= self.alpha <= 1:
+            raise ValueError(f"recipe: alpha is a number from 0 to 1, got {self.alpha!r}")
+        if not _is_number(self.damp) or not 0 < self.damp < float("inf"):
+            raise ValueError(f"recipe: damp is a number above 0, got {self.damp!r}")
+        flag: Any = self.act_order
+        if not isinstance(flag, bool):
+            raise ValueError(f"recipe: act_order is true or false, got {flag!r}")  # noqa: TRY004
+
+    def _list(self, name: str, known: Sequence[str]) -> None:
+        given: Any = getattr(self, name)  # a document may hold anything
+        if not isinstance(given, tuple | list):
+            raise ValueError(f"recipe: {name} are a list, got {given!r}")  # noqa: TRY004
+        object.__setattr__(self, name, tuple(given))
+        for one in given:
+            _one_of(name, one, known)
+        if len(set(given)) != len(given):
+            raise ValueError(f"recipe: one of {name} is named twice in {tuple(given)!r}")
 
     @classmethod
     def read(cls, document: Mapping[str, Any] | None) -> "Recipe":
@@ -80,7 +120,7 @@ class Recipe:
     def document(self) -> dict[str, Any]:
         """The recipe as an allocation records it: every setting, so that defaults may change."""
         body = {field.name: getattr(self, field.name) for field in fields(self)}
-        return body | {"corrections": list(self.corrections)}
+        return {k: list(value) if isinstance(value, tuple) else value for k, value in body.items()}
 
 
 def _one_of(name: str, value: object, known: Sequence[str]) -> None:

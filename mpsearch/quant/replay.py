@@ -1,11 +1,13 @@
 """One float forward remembered, so that a change in one module reruns only what comes after it.
 
 Module calls that end before the changed module is first called hand back what they returned; the
-code between modules runs again. Over all layers of a chain that saves about half of the work.
+code between modules runs again. Over all layers of a chain that saves about half of the work. Of
+what does not fit within a limit on memory, the work that is least for its bytes is done again.
 """
 
 import copy
-from bisect import bisect_right
+import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +27,8 @@ class _Call:
     Attributes:
         after: Number of the next call that is not inside this one.
         innermost: Whether no module was called inside.
+        bytes: Of what it returned.
+        work: Multiplications, and numbers written, of all innermost modules called inside.
     """
 
     module: nn.Module
@@ -33,6 +37,8 @@ class _Call:
     end: int = 0
     after: int = 0
     innermost: bool = True
+    bytes: int = 0
+    work: int = 0
     output: Any = None
     versions: tuple[int, ...] = ()
 
@@ -41,26 +47,28 @@ class Replay:
     """What every module call of one float forward returned, as far as a later run can use it.
 
     Attributes:
-        reference: The float output.
+        reference: What the float model returned, as a tensor.
         ran: Calls of innermost modules that :meth:`run` has made so far.
         skipped: Those it has not.
         whole: Why nothing is reused; empty where it is.
     """
 
-    def __init__(self, model: nn.Module, batch: Any, names: Sequence[str]) -> None:
+    def __init__(
+        self, model: nn.Module, batch: Any, names: Sequence[str], *, memory: float = math.inf
+    ) -> None:
         """Run the model, in eval mode, to see what is worth keeping, and again to keep it.
 
-        ``names`` are the modules that a run will begin from. Raises ``ValueError`` where two runs
-        give different outputs.
+        ``names`` are the modules that a run will begin from, ``memory`` the most bytes to keep.
+        Raises ``ValueError`` where two runs give different outputs.
         """
         self.model, self.batch = model, batch
         self.ran = self.skipped = 0
         self.whole = ""
-        calls, once = self._record({})
-        first = {call.module: call.begin for call in reversed(calls)}
-        self._first = {name: first.get(model.get_submodule(name), -1) for name in names}
-        kept = _worth_keeping(calls, sorted(set(self._first.values())))
-        self._calls, self.reference = self._record(dict.fromkeys(kept, False))
+        calls, once = _record(model, batch, {})
+        self._first = _first(model, calls, names)
+        kept = _within(memory, calls, _worth_keeping(calls, self._first))
+        self._kept = frozenset(kept)
+        self._calls, self.reference = _record(model, batch, dict.fromkeys(kept, False))
         if not _same(once, self.reference) or len(calls) != len(self._calls):
             raise ValueError(
                 "two runs of the model in eval mode on one batch gave different outputs; make the"
@@ -70,16 +78,20 @@ class Replay:
             i for i in kept if _versions(self._calls[i].output) != self._calls[i].versions
         }
         if self._changed:  # in place, after it was returned: keep what was returned
-            self._calls, _ = self._record({i: i in self._changed for i in kept})
+            self._calls, _ = _record(model, batch, {i: i in self._changed for i in kept})
         self._inner = list(accumulate((c.innermost for c in self._calls), initial=0))
         self._check()
 
-    @torch.no_grad()
     def run(self, names: Sequence[str]) -> Tensor:
         """The output now that these modules are changed, equal to that of a whole forward."""
+        return tensor_of(self.returned(names))
+
+    @torch.no_grad()
+    def returned(self, names: Sequence[str]) -> Any:
+        """As :meth:`run`, but all that the model returns."""
         start = -1 if self.whole else min((self._first[name] for name in names), default=-1)
         with self._skipping(start) as handed:
-            output = tensor_of(call(self.model, _copied(self.batch, clone=True)))
+            output = call(self.model, _copied(self.batch, clone=True))
         for number in handed:
             if number not in self._changed and (
                 _versions(self._calls[number].output) != self._calls[number].versions
@@ -92,34 +104,6 @@ class Replay:
         self.skipped += skipped
         self.ran += self._inner[-1] - skipped
         return output
-
-    def _record(self, keep: Mapping[int, bool]) -> tuple[list[_Call], Tensor]:
-        """Every call of one forward, and the output; ``keep`` says of which, and whether cloned."""
-        calls: list[_Call] = []
-        open_calls: list[_Call] = []
-        clock = iter(range(1 << 62))
-
-        def watched(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-            def run(*args: Any, **kwargs: Any) -> Any:
-                number, parent = len(calls), open_calls[-1] if open_calls else None
-                this = _Call(module, parent, next(clock))
-                if parent is not None:
-                    parent.innermost = False
-                calls.append(this)
-                open_calls.append(this)
-                output = forward(*args, **kwargs)
-                open_calls.pop()
-                this.end, this.after = next(clock), len(calls)
-                if number in keep:
-                    this.output = _copied(output, clone=keep[number])
-                    this.versions = _versions(this.output)
-                return output
-
-            return run
-
-        with torch.no_grad(), _forwards(dict.fromkeys(self.model.modules()), watched):
-            output = tensor_of(call(self.model, _copied(self.batch, clone=True)))
-        return calls, output.detach().clone()
 
     @contextmanager
     def _skipping(self, start: int) -> Iterator[list[int]]:
@@ -138,7 +122,7 @@ class Replay:
                         "the model called its modules in another order than before; reuse of"
                         " earlier work needs the same order on the same batch"
                     )
-                if this.end < start:
+                if this.end < start and number in self._kept:
                     cursor = this.after
                     handed.append(number)
                     return _copied(this.output, clone=number in self._changed)
@@ -165,14 +149,79 @@ class Replay:
         self.ran = self.skipped = 0
 
 
-def _worth_keeping(calls: Sequence[_Call], starts: Sequence[int]) -> list[int]:
-    """Outermost among the calls that end before one of the starts."""
-    kept = []
+def kept_bytes(model: nn.Module, batch: Any, names: Sequence[str]) -> int:
+    """What a :class:`Replay` keeps without a limit; one forward."""
+    calls, _ = _record(model, batch, {})
+    return sum(calls[number].bytes for number in _worth_keeping(calls, _first(model, calls, names)))
+
+
+def _record(model: nn.Module, batch: Any, keep: Mapping[int, bool]) -> tuple[list[_Call], Tensor]:
+    """Every call of one forward, and the output; ``keep`` says of which, and whether cloned."""
+    calls: list[_Call] = []
+    open_calls: list[_Call] = []
+    clock = iter(range(1 << 62))
+
+    def watched(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            number, parent = len(calls), open_calls[-1] if open_calls else None
+            this = _Call(module, parent, next(clock))
+            if parent is not None:
+                parent.innermost = False
+            calls.append(this)
+            open_calls.append(this)
+            output = forward(*args, **kwargs)
+            open_calls.pop()
+            this.end, this.after = next(clock), len(calls)
+            _weigh(this, output)
+            if number in keep:
+                this.output = _copied(output, clone=keep[number])
+                this.versions = _versions(this.output)
+            return output
+
+        return run
+
+    with torch.no_grad(), _forwards(dict.fromkeys(model.modules()), watched):
+        output = tensor_of(call(model, _copied(batch, clone=True)))
+    return calls, output.detach().clone()
+
+
+def _first(model: nn.Module, calls: Sequence[_Call], names: Sequence[str]) -> dict[str, int]:
+    """When each module is first called; -1 where it is not."""
+    first = {call.module: call.begin for call in reversed(calls)}
+    return {name: first.get(model.get_submodule(name), -1) for name in names}
+
+
+def _weigh(this: _Call, output: Any) -> None:
+    """Count what a call returned, and what it did."""
+    sizes = [(tensor.numel(), tensor.element_size()) for tensor in _tensors(output)]
+    this.bytes = sum(count * size for count, size in sizes)
+    if this.innermost:
+        weight = getattr(this.module, "weight", None)
+        each = weight[0].numel() if isinstance(weight, Tensor) and weight.dim() > 1 else 0
+        this.work = sum(count for count, _ in sizes) * (1 + each)
+    if this.parent is not None:
+        this.parent.work += this.work
+
+
+def _worth_keeping(calls: Sequence[_Call], first: Mapping[str, int]) -> dict[int, int]:
+    """Outermost among the calls that end before one of the starts; before how many."""
+    starts, kept = sorted(first.values()), {}
     for number, one in enumerate(calls):
-        place = bisect_right(starts, one.end)
-        if place < len(starts) and (one.parent is None or starts[place] < one.parent.end):
-            kept.append(number)
+        until = len(starts) if one.parent is None else bisect_left(starts, one.parent.end)
+        count = until - bisect_right(starts, one.end)
+        if count > 0:
+            kept[number] = count
     return kept
+
+
+def _within(memory: float, calls: Sequence[_Call], uses: Mapping[int, int]) -> list[int]:
+    """Those that save the most work for their bytes, as far as they fit."""
+    kept, left = [], memory
+    for number in sorted(uses, key=lambda i: -uses[i] * calls[i].work / max(calls[i].bytes, 1)):
+        if calls[number].bytes <= left:
+            kept.append(number)
+            left -= calls[number].bytes
+    return sorted(kept)
 
 
 def _until(calls: Sequence[_Call], start: int) -> int:
@@ -218,13 +267,17 @@ def _copied(value: Any, *, clone: bool) -> Any:
 
 def _versions(value: Any) -> tuple[int, ...]:
     """How often each tensor inside was changed in place."""
+    return tuple(x._version for x in _tensors(value))  # noqa: SLF001  (documented in torch's notes)
+
+
+def _tensors(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
-        return (value._version,)  # noqa: SLF001  (torch's own count, documented in its notes)
+        return [value]
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, tuple | list):
-        return tuple(number for part in value for number in _versions(part))
-    return ()
+        return [tensor for part in value for tensor in _tensors(part)]
+    return []
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

@@ -5,12 +5,14 @@ import torch
 from torch import Tensor, nn
 
 from mpsearch.formats import Format, Option
+from mpsearch.quant import corrections
 from mpsearch.quant.bench import Bench
 from mpsearch.quant.integers import round_trip
 from mpsearch.quant.recipe import Recipe
 from tests.quant.networks import mixed, tied
 
 PLAIN = Recipe(corrections=())
+W4 = Option.parse("w4a8")
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
@@ -139,10 +141,12 @@ def test_says_what_is_wrong_and_where() -> None:
     bench = Bench(model, batches, names[1:], Recipe())
     with pytest.raises(KeyError, match="prepared without module 'stem'"):
         bench.outputs({"stem": Option.parse("w4a8")})
-    with pytest.raises(ValueError, match="'int4/int8\\+gptq' names method 'gptq'"):
-        bench.outputs({"head": Option.parse("int4/int8+gptq")})
-    with pytest.raises(ValueError, match="cannot quantize to 'nf4' yet"):
-        bench.outputs({"head": Option.parse("nf4/int8")})
+    with pytest.raises(ValueError, match=r"'int4/int8\+up' names method 'up'; there are nearest,"):
+        bench.outputs({"head": Option.parse("int4/int8+up")})
+    with pytest.raises(ValueError, match=r"'nf4/int8\+gptq' names a method for integers of 2 to 8"):
+        bench.outputs({"head": Option.parse("nf4/int8+gptq")})
+    with pytest.raises(ValueError, match="cannot quantize weights to 'log4', which"):
+        bench.outputs({"head": Option.parse("log4/int8")})
     model.get_parameter("head.weight").data[0, 0] = torch.inf
     broken = Bench(model, batches, names, Recipe())
     with pytest.raises(ValueError, match="layer 'head': it holds NaN or infinity"):
@@ -160,3 +164,47 @@ def test_says_that_a_module_was_never_called() -> None:
     assert torch.equal(bench.outputs({"1": Option.parse("w2a32")}), bench.reference)
     with pytest.raises(ValueError, match="module '1' is not called on the calibration batches"):
         bench.outputs({"1": Option.parse("w2a8")})
+
+
+@pytest.mark.parametrize("recipe", [Recipe(samples=8), PLAIN])
+def test_other_samples_are_corrected_as_the_bench_s_own(recipe: Recipe) -> None:
+    model, batches, names = mixed()
+    bench = Bench(model, batches, names, recipe)
+    replay = bench.remembered(batches[1])
+    for options in ({"depthwise": Option.parse("w3a4")}, dict.fromkeys(names, W4), {}):
+        output, found = bench.corrected(options)
+        with torch.no_grad(), bench.at(options) as changed:
+            wanted = changed(batches[1])
+        assert torch.equal(bench.returned(options, found, replay), wanted)
+        assert torch.equal(output, bench.outputs(options))
+    assert torch.equal(bench.returned({}, found, replay), replay.reference)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        (Recipe(samples=16), "to run 16 samples at once, those that corrections look at, takes"),
+        (PLAIN, "to run 8 samples at once, your largest batch, takes about 0.[234]MB; give that"),
+    ],
+)
+def test_says_how_much_memory_it_takes_at_least(recipe: Recipe, message: str) -> None:
+    model, batches, names = mixed()
+    with pytest.raises(ValueError, match=message):
+        Bench(model, batches, names, recipe, memory=10_000)
+    Bench(model, batches, names, recipe, memory=700_000)
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (6, 3, 5), (6, 3, 4, 4)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_moments_are_those_of_all_numbers_of_a_channel(
+    shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    x = (torch.randn(shape) * 1e-2 + 30).to(dtype)
+    for axis in range(len(shape)):
+        others = [i for i in range(len(shape)) if i != axis]
+        variance, mean = torch.var_mean(x.double(), others, correction=0)
+        got = corrections._mean_and_deviation(x, axis)
+        torch.testing.assert_close(got[0], mean, rtol=1e-6, atol=0)
+        torch.testing.assert_close(got[1], variance.sqrt(), rtol=1e-5, atol=1e-9)
+        torch.testing.assert_close(corrections._mean(x, axis), mean, rtol=1e-6, atol=0)

@@ -120,3 +120,40 @@ def test_embeddings_and_their_tied_heads_are_corrected_too() -> None:
     with torch.no_grad(), bench.at(dict.fromkeys(names, LOW)) as changed:
         got = changed(bench.batch).mean((0, 1))
     torch.testing.assert_close(got, bench.reference.mean((0, 1)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [1, 2, 3])
+def test_a_norm_s_statistics_become_those_of_what_it_reads(kind: int) -> None:
+    torch.manual_seed(0)
+    model, x = ConvNorm(kind).eval(), torch.randn(16, 3, *[5] * kind)
+    axes = [0, *range(2, 2 + kind)]
+    recipe = Recipe(corrections=("batchnorm",))
+    with torch.no_grad(), Bench(model, [x], ["conv"], recipe).at({"conv": LOW}) as changed:
+        read = changed.get_submodule("conv")(x)
+        norm = changed.get_submodule("norm")
+        variance, mean = torch.var_mean(read, axes, correction=0)
+        torch.testing.assert_close(norm.running_mean, mean)
+        torch.testing.assert_close(norm.running_var, variance)
+
+
+def test_every_layer_s_output_keeps_its_float_mean() -> None:
+    model, batches, names = mixed()
+    bench = Bench(model, batches, names, Recipe(corrections=("bias",)))
+    before = {k: v.clone() for k, v in bench.model.get_submodule("norm").state_dict().items()}
+    with torch.no_grad(), bench.at({"stem": LOW}) as changed:
+        stem, norm = changed.get_submodule("stem"), changed.get_submodule("norm")
+        wanted, got = model.get_submodule("stem")(bench.batch), stem(bench.batch)
+        assert all(torch.equal(v, before[k]) for k, v in norm.state_dict().items())
+    torch.testing.assert_close(got.mean((0, 2, 3)), wanted.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(got, wanted, atol=1e-2)
+    with torch.no_grad(), bench.at(dict.fromkeys(names, LOW)) as changed:
+        got = changed(bench.batch).mean(0)
+    torch.testing.assert_close(got, bench.reference.mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_a_norm_sees_biases_corrected_before_it_is_estimated() -> None:
+    model, batches, names = mixed()
+    recipe = Recipe(corrections=("bias", "batchnorm"))
+    with torch.no_grad(), Bench(model, batches, names, recipe).at({"stem": LOW}) as changed:
+        wanted = model.get_submodule("stem")(torch.cat(batches)).mean((0, 2, 3))
+        torch.testing.assert_close(changed.get_submodule("norm").running_mean, wanted)

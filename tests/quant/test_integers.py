@@ -1,3 +1,6 @@
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -141,12 +144,35 @@ def test_half_precision_weights_keep_their_type() -> None:
     assert round_trip(w, Format.parse("int4")).dtype == torch.bfloat16
 
 
-def test_says_what_cannot_be_rounded() -> None:
+def test_one_bit_with_a_zero_point_is_zero_or_a_step() -> None:
+    found = round_trip(torch.tensor([[0.0, 3.0], [-2.0, 0.0]]), Format.parse("int1a"), "minmax")
+    assert found.tolist() == [[0, 3], [-2, 0]]
+
+
+def test_says_what_is_no_integer() -> None:
     w = torch.ones(1, 1)
-    for name in ("int1", "nf4", "fp8_e4m3"):
-        with pytest.raises(
-            ValueError, match=f"cannot quantize to '{name}' yet; supported are int2"
-        ):
+    for name in ("int1", "nf4", "int4o1"):
+        with pytest.raises(ValueError, match=f"'{name}' is no integer of 2 to 8 bits"):
             round_trip(w, Format.parse(name))
     with pytest.raises(ValueError, match="NaN or infinity"):
         round_trip(w * torch.inf, Format.parse("int4"))
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(
+    ("file", "key", "name", "others"),
+    [
+        ("bitmod", "int4", "int4g128", 0),
+        ("bitmod", "int3_asym", "int3g128a", 0),
+        ("mcmoe_rtn", "q2", "int2g128a", 1),
+        ("mcmoe_rtn", "q3", "int3g128a", 2),
+    ],
+)
+def test_groups_are_rounded_as_others_do(
+    shared: Path, file: str, key: str, name: str, others: int
+) -> None:
+    """All of 2048 or 4096 weights but those that 16-bit scales put beyond the middle of a step."""
+    golden = np.load(shared / "oracles" / "golden" / f"{file}.npz")
+    w, wanted = (torch.from_numpy(golden[part]).float() for part in ("W", key))
+    differs = (round_trip(w, Format.parse(name), "minmax") - wanted).abs() > 1e-3 * w.abs().max()
+    assert int(differs.sum()) == others

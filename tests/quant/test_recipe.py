@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from typing import Any
@@ -8,8 +9,11 @@ from mpsearch.quant.recipe import Recipe
 
 
 def test_a_recipe_reads_back_what_it_wrote() -> None:
-    recipe = Recipe("minmax", "nearest", (), "percentile", 99.0, 32)
+    recipe = Recipe(
+        "minmax", "gptq", ("bias", "batchnorm"), "percentile", 99.0, 32, 0.1, False, 9, ("fold",)
+    )
     assert Recipe.read(recipe.document()) == recipe
+    assert json.loads(json.dumps(recipe.document())) == recipe.document()
 
 
 def test_what_a_document_leaves_out_is_the_default() -> None:
@@ -23,10 +27,11 @@ def test_what_a_document_leaves_out_is_the_default() -> None:
         ({"range": "mse"}, "no setting is named 'range'; there are .*ranges"),
         ({"ranges": "max"}, "ranges has 'max'; known are 'minmax', 'mse'"),
         ({"ranges": ["mse"]}, "ranges has"),
-        ({"rounding": "gptq"}, "rounding has 'gptq'; known are 'nearest'"),
+        ({"rounding": "up"}, "rounding has 'up'; known are 'nearest', 'gptq', 'adaround'"),
         ({"activation_ranges": "max"}, "activation_ranges has 'max'"),
         ({"corrections": "moments"}, "corrections are a list, got 'moments'"),
-        ({"corrections": ["bias"]}, "corrections has 'bias'; known are 'moments'"),
+        ({"corrections": ["mean"]}, "corrections has 'mean'; known are 'moments', 'bias'"),
+        ({"corrections": ["moments", "batchnorm"]}, "'moments' and 'batchnorm' both set what"),
         ({"corrections": ["moments", "moments"]}, "named twice"),
         ({"percentile": 0}, "percentile is above 50"),
         ({"percentile": float("nan")}, "percentile is above 50"),
@@ -35,6 +40,16 @@ def test_what_a_document_leaves_out_is_the_default() -> None:
         ({"samples": True}, "samples is a whole number"),
         ({"samples": float("nan")}, "samples is a whole number"),
         ({"samples": float("inf")}, "samples is a whole number"),
+        ({"steps": 1.5}, "steps is a whole number from 1 up, got 1.5"),
+        ({"preparations": "fold"}, "preparations are a list, got 'fold'"),
+        (
+            {"preparations": ["melt"]},
+            "preparations has 'melt'; known are 'fold', 'smooth', 'rotate'",
+        ),
+        ({"alpha": 2}, "alpha is a number from 0 to 1, got 2"),
+        ({"damp": 0}, "damp is a number above 0, got 0"),
+        ({"damp": float("inf")}, "damp is a number above 0, got inf"),
+        ({"act_order": 1}, "act_order is true or false, got 1"),
         ([], "a recipe is an object such as"),
     ],
 )

@@ -1,4 +1,5 @@
 from collections import OrderedDict
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mpsearch.quant.attention import explicit
-from mpsearch.quant.replay import Replay
+from mpsearch.quant.replay import Replay, kept_bytes
 
 
 class Residual(nn.Module):
@@ -182,3 +183,53 @@ def test_reuses_nothing_where_modules_work_by_side_effects() -> None:
     assert "replaying from 'second' on fails" in replay.whole
     with torch.no_grad():
         assert torch.equal(replay.run(["second"]), model(x))
+
+
+@pytest.mark.parametrize("share", [0, 0.3, 0.7])
+@pytest.mark.parametrize("kind", MODELS)
+def test_what_does_not_fit_the_memory_is_computed_again(kind: str, share: float) -> None:
+    torch.manual_seed(0)
+    make, shape = MODELS[kind]
+    model, x = make().eval(), torch.randn(shape)
+    names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    memory = int(share * kept_bytes(model, x, names))
+    replay = Replay(model, x, names, memory=memory)
+    assert replay.whole == ""
+    assert sum(_bytes(call.output) for call in replay._calls) <= memory
+    for name in names:
+        _scale(model, [name], -2)
+        with torch.no_grad():
+            assert torch.equal(replay.run([name]), model(x.clone()))
+        _scale(model, [name], -1 / 2)
+    assert (replay.skipped > 0) == any(call.output is not None for call in replay._calls)
+
+
+def _bytes(value: Any) -> int:
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    parts = value.values() if isinstance(value, dict) else value
+    return sum(_bytes(part) for part in parts) if isinstance(value, dict | list | tuple) else 0
+
+
+def test_keeps_what_saves_the_most_work_for_its_bytes() -> None:
+    sizes = [2, 2, 64, 2, 2]  # what the second returns is large, and little work
+    model = nn.Sequential(*(nn.Linear(a, b) for a, b in pairwise(sizes))).eval()
+    x, names = torch.ones(3, 2), list("0123")
+    assert kept_bytes(model, x, names) == 3 * 4 * (2 + 64 + 2)
+    replay = Replay(model, x, names, memory=3 * 4 * 4)
+    kept = [i for i, call in enumerate(replay._calls[1:]) if call.output is not None]
+    assert kept == [0, 2]
+    replay.run(["3"])
+    assert (replay.ran, replay.skipped) == (2, 2)
+
+
+def test_hands_back_all_that_a_model_returns() -> None:
+    class Both(nn.Sequential):
+        def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:  # noqa: A002  (torch's name)
+            return self[1](self[0](input)), input
+
+    model, x = Both(nn.Linear(6, 4), nn.Linear(4, 2)).eval(), torch.randn(4, 6)
+    replay = Replay(model, x, ["1"])
+    output, given = replay.returned(["1"])
+    assert torch.equal(output, replay.reference)
+    assert torch.equal(given, x)
