@@ -12,7 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
+from mpsearch.formats import Option
+from mpsearch.limits import read_limit
+from mpsearch.network import numbered
 from mpsearch.reading import write_bytes
+from mpsearch.tables import Table
 
 T = TypeVar("T")
 Unit = tuple[str | int | float, ...]
@@ -26,11 +32,18 @@ class Sweep:
         progress: Whether to draw a progress bar on standard error.
         cache: Results by key; pass the same one again to go on where a run was stopped.
         study: What all units of this run depend on: model, data, recipe; part of every key.
+        memory: Most bytes that samples are run and kept in, beside the model, its copy and the
+            batches themselves: a number, or a text such as ``4GB``, which is the default.
     """
 
     progress: bool = False
     cache: MutableMapping[str, Any] = field(default_factory=dict, repr=False)
     study: str = ""
+    memory: float | str = "4GB"
+
+    def __post_init__(self) -> None:
+        """Read the limit on memory."""
+        object.__setattr__(self, "memory", read_memory(self.memory))
 
     def run(
         self, title: str, units: Sequence[Unit], compute: Callable[[Unit], list[float]]
@@ -38,11 +51,18 @@ class Sweep:
         """The result of every unit, in their order: from the cache, else computed and kept."""
         results = []
         for unit in self.steps(title, units):
-            key = json.dumps([self.study, title, *unit])
+            key = self._key(title, unit)
             if key not in self.cache:
                 self.cache[key] = compute(unit)
             results.append(self.cache[key])
         return results
+
+    def missing(self, title: str, units: Iterable[Unit]) -> list[Unit]:
+        """The units whose results are not in the cache."""
+        return [unit for unit in units if self._key(title, unit) not in self.cache]
+
+    def _key(self, title: str, unit: Unit) -> str:
+        return json.dumps([self.study, title, *unit])
 
     def steps(self, title: str, items: Sequence[T]) -> Iterable[T]:
         """The items, under a progress bar."""
@@ -52,6 +72,26 @@ class Sweep:
 
         bar: Iterable[T] = tqdm(items, desc=title, file=sys.stderr, leave=False, mininterval=0.2)
         return bar
+
+
+def read_memory(given: float | str) -> float:
+    """Bytes, from a number of them or a text.
+
+    >>> read_memory("1.5GiB")
+    1610612736
+    """
+    bytes_ = Table(
+        numbered(1, 0), (Option.parse("w32a32"),), np.zeros((1, 1)), "byte", name="memory"
+    )
+    try:
+        limit = read_limit(bytes_, given) if isinstance(given, str) else given
+        if limit > 0:
+            return limit
+    except (ValueError, TypeError):
+        pass  # said below
+    raise ValueError(
+        f"memory is {given!r}; wanted a positive number of bytes, such as 4GB, 500MB or 2GiB"
+    )
 
 
 class Folder(MutableMapping[str, Any]):

@@ -13,13 +13,16 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from mpsearch.batches import checked, divergence, unit
+from mpsearch.batches import checked
 from mpsearch.formats import Option
 from mpsearch.network import Network
 from mpsearch.quant.bench import Bench, changes
 from mpsearch.quant.recipe import Recipe
 from mpsearch.sensitivity.additive import Additive, Certificate, Choices, unbent
-from mpsearch.sensitivity.measures import Scores, compared, judged
+from mpsearch.sensitivity.kl import measure_of
+from mpsearch.sensitivity.measures import Given, Scores
+from mpsearch.sensitivity.streamed import Streamed
+from mpsearch.sensitivity.surroundings import Context, check_context, networks
 from mpsearch.sweep import Sweep, Unit
 from mpsearch.tables import Floats, Mask, Table
 from mpsearch.task import Task
@@ -81,6 +84,8 @@ class Coverage:
             layer is seen in networks of every budget. Of two options that is the average of Aumann
             and Shapley.
         seed: Of the draws.
+        context: ``alone`` and ``random`` leave allocations as they are drawn. Round an allocation,
+            or an option, a layer keeps its own half the time, unless every other one is drawn.
     """
 
     draws: int = 0
@@ -88,6 +93,7 @@ class Coverage:
     link: Link = "auto"
     shares: Shares = "diagonal"
     seed: int = 0
+    context: Context = "alone"
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot be drawn by."""
@@ -103,6 +109,7 @@ class Coverage:
                 raise ValueError(
                     f"{name} is {value!r}; there are {', '.join(map(repr, known))}: take one"
                 )
+        check_context(self.context)
 
     def estimate(
         self,
@@ -137,9 +144,9 @@ class Coverage:
         """
         check_deterministic(task.model, checked(task.batches)[0])
         mask = network.mask(options)
-        choices, held = self._drawn(mask)
-        scores = scored(task, network, recipe)
-        losses = _measured(scores, options, choices, sweep)
+        choices, held = self._drawn(mask, self._near(network, options, mask))
+        streamed = scored("coverage", task, network, recipe, sweep)
+        losses = _measured(streamed, options, choices, sweep)
         fit = Additive.best(choices[held:], losses[held:], len(options), _BENDS[self.link])
         certificate = Certificate.of(fit.losses(choices[:held]), losses[:held])
         values, stderr, level = fit.anchored([not changes(option) for option in options], mask)
@@ -148,7 +155,7 @@ class Coverage:
                 network.layers,
                 tuple(options),
                 values,
-                _unit(scores.unit, fit.curvature),
+                _unit(streamed.scores.unit, fit.curvature),
                 stderr=stderr,
                 allowed=mask,
                 fixed=level,
@@ -158,7 +165,24 @@ class Coverage:
             certificate,
         )
 
-    def _drawn(self, mask: Mask) -> tuple[Choices, int]:
+    def _near(self, network: Network, options: Sequence[Option], mask: Mask) -> Choices | None:
+        """(L,) the column that each layer has in the context, -1 where it has none."""
+        if self.context in ("alone", "random"):
+            return None
+        near = np.full(len(mask), -1)
+        (given,) = networks(self, network, options)
+        columns = {str(option): column for column, option in enumerate(options)}
+        for row, layer in enumerate(network.layers):
+            column = columns.get(str(given.get(layer.name)), -1)
+            if layer.name in given and (column < 0 or not mask[row, column]):
+                raise ValueError(
+                    f"the context gives layer {layer.name!r} {str(given[layer.name])!r}, which it"
+                    f" may not take here; wanted one of its options, of {', '.join(columns)}"
+                )
+            near[row] = column
+        return near
+
+    def _drawn(self, mask: Mask, near: Choices | None = None) -> tuple[Choices, int]:
         """Distinct random choices, a row each, and how many of the first are held out."""
         fitted = 1 + int(mask.sum()) - len(mask)
         space = math.prod(int(n) for n in mask.sum(axis=1))
@@ -174,12 +198,12 @@ class Coverage:
                 )
             )
         found: dict[tuple[int, ...], None] = {}
-        rows = self._rows(mask, space <= 2 * count)
+        rows = self._rows(mask, near, every=space <= 2 * count)
         while len(found) < count:
             found[next(rows)] = None
         return np.array(list(found)), held
 
-    def _rows(self, mask: Mask, every: bool) -> Iterator[tuple[int, ...]]:
+    def _rows(self, mask: Mask, near: Choices | None, *, every: bool) -> Iterator[tuple[int, ...]]:
         """Random choices without end; or every choice once, in random order."""
         rng = np.random.default_rng(self.seed)
         if every:
@@ -194,34 +218,38 @@ class Coverage:
             ends = np.cumsum(mask * shares, axis=1)
             ends /= ends[:, -1:]
             drawn = (rng.random((len(mask), 1)) >= ends[:, :-1]).sum(axis=1)
+            if near is not None:
+                keeps = rng.integers(2, size=len(mask), dtype=bool)
+                drawn = np.where(keeps & (near >= 0), near, drawn)
             yield tuple(map(int, drawn))
 
 
-def scored(task: Task, network: Network, recipe: Recipe) -> Scores:
+def scored(title: str, task: Task, network: Network, recipe: Recipe, sweep: Sweep) -> Streamed:
     """What the task's loss, or else the divergence from float, gains in quantized networks."""
     modules = {layer.name: layer.modules for layer in network.layers}
     names = [name for members in modules.values() for name in members]
-    bench = Bench(task.model, task.batches, names, recipe)
-    measure = judged(task.loss, task.batches) if task.loss else compared(divergence, unit)
-    scores = Scores(measure, bench, task.batches, modules)
+    bench = Bench(task.model, task.batches, names, recipe, memory=float(sweep.memory))
+    scores = Scores(measure_of(task), bench, task.batches, modules)
     _ = scores.unit  # runs the float model, which refuses a layer that is not called
-    return scores
+    return Streamed(title, measure_of, task, scores)
 
 
-def _measured(scores: Scores, options: Sequence[Option], choices: Choices, sweep: Sweep) -> Floats:
+def _measured(
+    streamed: Streamed, options: Sequence[Option], choices: Choices, sweep: Sweep
+) -> Floats:
     """(N,) the loss of each choice."""
+    layers = list(streamed.scores.modules)
     named = {str(option): option for option in options}
     names = list(named)
-    units: list[Unit] = [
-        tuple(f"{layer}={names[k]}" for layer, k in zip(scores.modules, row, strict=True))
+    asked: dict[Unit, Given] = {
+        tuple(f"{layer}={names[k]}" for layer, k in zip(layers, row, strict=True)): {
+            layer: options[k] for layer, k in zip(layers, row, strict=True)
+        }
         for row in choices
-    ]
-
-    def compute(unit: Unit) -> list[float]:
-        chosen = [str(part).rpartition("=") for part in unit]
-        return [scores.whole({layer: named[option] for layer, _, option in chosen})]
-
-    return np.array(sweep.run("allocations", units, compute))[:, 0]
+    }
+    streamed.know([asked[unit] for unit in sweep.missing("allocations", asked)], sweep)
+    found = sweep.run("allocations", list(asked), lambda u: [streamed.scores.whole(asked[u])])
+    return np.array(found)[:, 0]
 
 
 def _unit(counted: str, curvature: float) -> str:

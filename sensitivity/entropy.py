@@ -33,6 +33,7 @@ from mpsearch.sensitivity.relative_error import (
     relative_weight_errors,
     watching,
 )
+from mpsearch.sensitivity.surroundings import Around, Context, around, averaged, check_context
 from mpsearch.sweep import Sweep, Unit
 from mpsearch.tables import Floats, Table
 from mpsearch.task import Task
@@ -62,19 +63,24 @@ class Entropy:
         method: As above.
         clusters: K of ``luq``.
         tokens: Most tokens that ``luq`` clusters, evenly spaced.
-        seed: Of the first cluster centres.
+        seed: Of the first cluster centres, and of random options.
+        context: What all layers have: :mod:`mpsearch.sensitivity.surroundings`.
+        draws: How many random networks.
     """
 
     method: Method = "quantmcu"
     clusters: int = 100
     tokens: int = 4096
     seed: int = 0
+    context: Context = "alone"
+    draws: int = 4
 
     def __post_init__(self) -> None:
         """Refuse settings that no method has."""
         if self.method not in get_args(Method):
             known = ", ".join(map(repr, get_args(Method)))
             raise ValueError(f"no method is named {self.method!r}; there are {known}")
+        check_context(self.context, self.draws)
         if self.clusters < 2 or self.tokens < 2:
             raise ValueError(
                 f"clusters is {self.clusters!r} and tokens {self.tokens!r}; wanted at least 2"
@@ -95,19 +101,24 @@ class Entropy:
             ValueError: Batches, a model or a format it cannot work with.
         """
         check_deterministic(task.model, checked(task.batches)[0])
-        bench = Bench(task.model, task.batches, members(network), recipe)
-        check_called(bench.model, task, network)
+        each = around(self, task, network, options, recipe=recipe, sweep=sweep)
+        return averaged(map(self._table, each))
+
+    def _table(self, at: Around) -> Table:
+        network, options = at.network, at.options
+        check_called(at.model, at.task, network)
         if self.method == "quantmcu":
-            values, stderr = LostEntropy(bench, task, network).table(options, sweep)
+            seen = LostEntropy(at.bench, at.model, at.task, network)
+            values, stderr = seen.table(options, at.study)
         else:
-            scores = _Scores(self, bench, task, network).found(sweep)
-            errors = relative_weight_errors(task, network, options, recipe, sweep)
-            errors = errors + relative_input_errors(bench, task, network, options, sweep)
+            scores = _Scores(self, at.model, at.task, network).found(at.study)
+            errors = relative_weight_errors(at.task, network, options, at.recipe, at.sweep)
+            errors = errors + relative_input_errors(at)
             values = scores[:, :1] * errors
             stderr = scores[:, 1:] * errors if scores.shape[1] > 1 else None
         return Table(
             network.layers,
-            tuple(options),
+            options,
             values,
             f"rank score ({_NAMES[self.method]})",
             stderr=stderr,
@@ -152,7 +163,7 @@ class _Scores:
     """Entropies of layers that no format changes."""
 
     entropy: Entropy
-    bench: Bench
+    model: nn.Module
     task: Task
     network: Network
 
@@ -172,7 +183,7 @@ class _Scores:
     def _by_sample(self, unit: Unit) -> list[float]:
         """(samples, layers) entropies, end to end."""
         kinds = {name: layer.kind for layer in self.network.layers for name in layer.modules}
-        read = _read(self.bench.model, self.task.batches[int(unit[-1])], kinds)
+        read = _read(self.model, self.task.batches[int(unit[-1])], kinds)
         columns = []
         for layer in self.network.layers:
             x = next((read[name] for name in layer.modules if name in read), None)
@@ -187,11 +198,11 @@ class _Scores:
 
         def see(name: str, _: Tensor | None, wrote: Tensor) -> None:
             tokens = as_tokens(wrote, layers[name].kind).flatten(0, 1)
-            rows[name].append(tokens[:: -(-len(tokens) // each)].float())
+            rows[name].append(tokens[:: -(-len(tokens) // each)].float().clone())
 
-        with torch.no_grad(), watching(self.bench.model, list(layers), see):
+        with torch.no_grad(), watching(self.model, list(layers), see):
             for batch in self.task.batches:
-                call(self.bench.model, batch)
+                call(self.model, batch)
         labels = [
             clusters(torch.cat(rows[name]), self.entropy.clusters, self.entropy.seed)
             for name in layers

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from mpsearch.batches import call, checked, parts, samples, tensor_of
 from mpsearch.formats import Option
 from mpsearch.network import Network
-from mpsearch.quant.bench import rounded
+from mpsearch.quant.arguments import rounded
 from mpsearch.quant.recipe import Recipe
 from mpsearch.sensitivity.gauss_newton import columns
 from mpsearch.sensitivity.slopes import (
@@ -33,13 +33,15 @@ from mpsearch.sensitivity.slopes import (
     slopes,
     watching,
 )
+from mpsearch.sensitivity.surroundings import Around, Context, around, averaged, check_context
 from mpsearch.sensitivity.uses import Use, Uses
 from mpsearch.sweep import Sweep, Unit
 from mpsearch.tables import Floats, Table
 from mpsearch.task import Task
-from mpsearch.tracing import check_deterministic
+from mpsearch.tracing import check_deterministic, module_weight
 
 At = Literal["weights", "outputs"]
+_KEPT = Option.parse("w32a32")
 
 
 @dataclass(frozen=True)
@@ -58,15 +60,21 @@ class Fisher:
 
     Attributes:
         at: Where errors are weighed.
-        seed: Of those directions.
+        seed: Of those directions, and of random options.
+        context: What all layers have where gradients are taken:
+            :mod:`mpsearch.sensitivity.surroundings`.
+        draws: How many random networks.
     """
 
     at: At = "weights"
     seed: int = 0
+    context: Context = "alone"
+    draws: int = 4
 
     def __post_init__(self) -> None:
         """Refuse settings that nothing follows."""
         one_of("at", self.at, get_args(At))
+        check_context(self.context, self.draws)
 
     def estimate(
         self,
@@ -83,11 +91,15 @@ class Fisher:
             ValueError: Batches, a model, a loss or a format it cannot work with.
         """
         check_deterministic(task.model, checked(task.batches)[0])
-        layers = Layers.of(task, network, options, recipe)
+        each = around(self, task, network, options, recipe=recipe, sweep=sweep)
+        return averaged(map(self._table, each))
+
+    def _table(self, at: Around) -> Table:
+        task, network, layers = at.task, at.network, Layers.of(at)
         with torch.no_grad():
-            plain = isinstance(call(layers.bench.model, task.batches[0]), Tensor)
+            plain = isinstance(call(layers.model, task.batches[0]), Tensor)
         alone = task.loss is not None and not plain  # such an output cannot be taken apart
-        of = pieces(task, network, layers.bench.model, alone=alone)
+        of = pieces(task, network, layers.model, alone=alone)
         score = self._by_outputs if self.at == "outputs" else self._by_weights
 
         def compute(unit: Unit) -> list[float]:
@@ -97,16 +109,16 @@ class Fisher:
             )
             return rows
 
-        named: Unit = (layers.key, self.at, self.seed, *map(str, options))
+        named: Unit = (layers.key, self.at, self.seed, *map(str, at.options))
         units: list[Unit] = [(*named, *place) for place in of]
-        found = sweep.run("fisher", units, compute)
+        found = at.study.run("fisher", units, compute)
         rows = reached(
             np.concatenate([np.reshape(x, (-1, *layers.mask.shape)) for x in found]), network
         )
         count = len(rows)
         return Table(
             network.layers,
-            tuple(options),
+            at.options,
             rows.mean(axis=0),
             self._unit(layers),
             stderr=rows.std(axis=0, ddof=1) / count**0.5 if count > 1 else None,
@@ -121,7 +133,7 @@ class Fisher:
 
     def _by_weights(self, layers: Layers, batch: Any, generator: torch.Generator) -> Floats:
         """(samples, layers, options)."""
-        count, model, options = samples(batch), layers.bench.model, layers.options
+        count, model, options = samples(batch), layers.model, layers.options
         weights = layers.weights(options)
         with (
             torch.enable_grad(),
@@ -160,7 +172,7 @@ class Fisher:
 
     def _by_outputs(self, layers: Layers, batch: Any, generator: torch.Generator) -> Floats:
         """(samples, layers, options)."""
-        model, count = layers.bench.model.requires_grad_(False), samples(batch)
+        model, count = layers.model.requires_grad_(False), samples(batch)
         rows = range(len(layers.network.layers))
         given = [[layers.at(row, option) for option in layers.options] for row in rows]
         names = {name for row in given for one in row for name in one}
@@ -175,7 +187,7 @@ class Fisher:
                     if slope is None:
                         scores[:, row, column] = np.nan
                         continue
-                    error = _written(layers, name, option, one) - one.output
+                    error = _written(layers, name, option, one) - _unrounded(layers, name, one)
                     product = (slope.double() * error.double()).square()
                     each = product.reshape(count, -1).sum(dim=1)
                     finite(float(each.sum()), layers.named(row), option)
@@ -185,15 +197,20 @@ class Fisher:
 
 @torch.no_grad()
 def _written(layers: Layers, name: str, option: Option, one: "Written") -> Tensor:
-    """What a module writes at an option, from what it read in float."""
+    """What a module writes at an option, from what it read before any rounding."""
     module, state = layers.bench.model.get_submodule(name), {}
     if option.weight.quantized:
-        weight = layers.weight_of(name)
+        weight = module_weight(layers.bench.model, name)
         state["weight"] = (weight + layers.weight_change(name, option)).to(weight.dtype)
     grid, args, kwargs = layers.bench.grid(name, option.activation), one.args, one.kwargs
     if grid is not None:
         args, kwargs = rounded(args, kwargs, grid)
     return tensor_of(functional_call(module, state, args, kwargs))
+
+
+def _unrounded(layers: Layers, name: str, one: "Written") -> Tensor:
+    """What it writes in float; in surroundings of rounded values it wrote something else."""
+    return _written(layers, name, _KEPT, one) if layers.surrounded else one.output
 
 
 class Written(NamedTuple):
@@ -230,7 +247,9 @@ def writing(model: nn.Module, names: Iterable[str]) -> Iterator[Mapping[str, Seq
     with ExitStack() as stack:
         for name in found:
             module = model.get_submodule(name)
-            before_it = module.register_forward_pre_hook(before(name), with_kwargs=True)
+            before_it = module.register_forward_pre_hook(
+                before(name), prepend=True, with_kwargs=True
+            )
             stack.callback(before_it.remove)
             stack.callback(module.register_forward_hook(after(name)).remove)
         yield found

@@ -1,7 +1,7 @@
 """Mean trace of each layer's Hessian block times the squared error of its rounded weights.
 
 From HAWQ-V2 (Dong et al. 2020, arXiv 1911.03852). The Hessian is that of the divergence from the
-float model's own output, averaged over samples, or of the task's own loss where it has one.
+model's own output, averaged over samples, or of the task's own loss where it has one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,6 +14,7 @@ from mpsearch.batches import checked
 from mpsearch.formats import Option
 from mpsearch.network import Network
 from mpsearch.quant.recipe import Recipe
+from mpsearch.sensitivity.surroundings import Around, Context, around, averaged, check_context
 from mpsearch.sensitivity.traces import Method, Traces
 from mpsearch.sensitivity.weight_error import squared_errors
 from mpsearch.sensitivity.weights import stored
@@ -40,13 +41,18 @@ class HessianTrace:
 
     Attributes:
         probes: Most backward passes on each batch, or the number of Hessian-vector products.
-        seed: Of random signs.
+        seed: Of random signs, and of random options.
         method: ``auto`` takes the first of the three that applies.
+        context: What all layers have where the Hessian is taken:
+            :mod:`mpsearch.sensitivity.surroundings`.
+        draws: How many random networks.
     """
 
     probes: int = 32
     seed: int = 0
     method: Method = "auto"
+    context: Context = "alone"
+    draws: int = 4
 
     def __post_init__(self) -> None:
         """Refuse settings that no method has."""
@@ -55,6 +61,7 @@ class HessianTrace:
         if self.method not in get_args(Method):
             known = ", ".join(map(repr, get_args(Method)))
             raise ValueError(f"no method is named {self.method!r}; there are {known}")
+        check_context(self.context, self.draws)
 
     def estimate(
         self,
@@ -71,20 +78,24 @@ class HessianTrace:
             ValueError: Batches, a model, a loss or a format it cannot work with.
         """
         check_deterministic(task.model, checked(task.batches)[0])
-        layers = stored(task.model, network)
-        errors = squared_errors(layers, options, recipe, sweep)
-        traces, how = self._traces(Traces.of(task, network), sweep)
+        each = around(self, task, network, options, recipe=recipe, sweep=sweep)
+        return averaged(map(self._table, each))
+
+    def _table(self, at: Around) -> Table:
+        layers = stored(at.task.model, at.network)
+        errors = squared_errors(layers, at.options, at.recipe, at.sweep)
+        traces, how = self._traces(Traces.of(at.inside, at.network), at.study)
         traces = traces / [one.weight.numel() for layer in layers for one in layer]
         rows = [mean @ error for mean, error in zip(_split(traces, layers), errors, strict=True)]
         count = len(traces)
         deviation = [row.std(axis=0, ddof=1) / count**0.5 for row in rows] if count > 1 else None
         return Table(
-            network.layers,
-            tuple(options),
+            at.network.layers,
+            at.options,
             np.array([row.mean(axis=0) for row in rows]),
             f"mean trace x squared weight error, {how}",
             stderr=None if deviation is None else np.array(deviation),
-            allowed=network.mask(options),
+            allowed=at.network.mask(at.options),
         )
 
     def _traces(self, traces: Traces, sweep: Sweep) -> tuple[Floats, str]:

@@ -7,7 +7,7 @@ O_j for two layers at two options, and the loss of an allocation is the sum of i
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -22,6 +22,7 @@ from mpsearch.quant.recipe import Recipe
 from mpsearch.sensitivity.coverage import scored
 from mpsearch.sensitivity.kl import KL
 from mpsearch.sensitivity.measures import Given, Scores
+from mpsearch.sensitivity.surroundings import Context, apart, check_context, digest, networks
 from mpsearch.sweep import Sweep, Unit
 from mpsearch.tables import Table
 from mpsearch.task import Task
@@ -52,11 +53,19 @@ class Interactions:
         count: Of layers, for ``largest``.
         significance: Leave out an interaction that is smaller than so many standard errors; that is
             one of the sample by sample difference, so there must be several samples.
+        context: What the other layers have, for ``kl`` and for pairs alike. Round an allocation
+            both count from it, and a change of two layers has the total that was measured; among
+            layers at random options a table has the mean of its interactions in it.
+        draws: How many random networks.
+        seed: Of their options.
     """
 
     which: tuple[Which, ...] = ("all",)
     count: int = 8
     significance: float = 0.0
+    context: Context = "alone"
+    draws: int = 4
+    seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuse pairs that have no name."""
@@ -69,6 +78,7 @@ class Interactions:
             raise ValueError(
                 f"significance is {self.significance!r}; wanted a number of standard errors from 0"
             )
+        check_context(self.context, self.draws)
 
     def estimate(
         self,
@@ -79,8 +89,9 @@ class Interactions:
         recipe: Recipe,
         sweep: Sweep,
     ) -> Table:
-        """The table of what layers lose alone; ``ValueError`` as :meth:`KL.estimate`."""
-        return KL().estimate(task, network, options, recipe=recipe, sweep=sweep)
+        """The table of ``kl`` in the context; ``ValueError`` as :meth:`KL.estimate`."""
+        measured = KL(self.context, self.draws, self.seed)
+        return measured.estimate(task, network, options, recipe=recipe, sweep=sweep)
 
     def pairs(
         self,
@@ -99,13 +110,18 @@ class Interactions:
             ValueError: As :meth:`estimate`; one sample, where its spread is asked for.
         """
         table = self.estimate(task, network, options, recipe=recipe, sweep=sweep)
-        together = _Together(scored(task, network, recipe), {str(o): o for o in options})
+        given = networks(self, network, options)
+        left = self.context in ("alone", "random")
+        streamed = scored("interactions", task, network, recipe, sweep)
+        together = _Together(streamed.scores, {str(o): o for o in options}, given, left_out=left)
         places = self._places(self.worth(network, table), table)
         names = [layer.name for layer in network.layers]
         units: list[Unit] = [
             (names[i], str(options[a]), names[j], str(options[b])) for i, a, j, b in places
         ]
-        results = sweep.run("pairs", units, together.gain)
+        study = apart(sweep, given)
+        streamed.know(together.needed(study.missing("pairs", units)), sweep)
+        results = study.run("pairs", units, together.gain)
         if self.significance and any(len(result) < 2 for result in results):
             raise ValueError(
                 "the loss is one number, which has no standard error to compare with; give several"
@@ -172,23 +188,49 @@ def block(module: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class _Together:
-    """Losses row by row, of samples or batches; those of layers alone are kept."""
+    """Losses row by row, of samples or batches; all but those of pairs are kept.
+
+    Attributes:
+        networks: What the layers have meanwhile.
+        left_out: Whether the two layers have nothing of it.
+    """
 
     scores: Scores
     named: Mapping[str, Option]
-    _alone: dict[tuple[str, str], Tensor] = field(default_factory=dict, init=False)
+    networks: Sequence[Given]
+    left_out: bool
+    _kept: dict[str, Tensor] = field(default_factory=dict, init=False)
+
+    def needed(self, units: Iterable[Unit]) -> list[Given]:
+        """The networks that some pairs are seen in."""
+        return [one for unit in units for four in self._fours(unit) for one in four]
 
     def gain(self, unit: Unit) -> list[float]:
         """What two layers lose together beyond alone and, from several rows, its standard error."""
         first, a, second, b = map(str, unit)
-        rows = self._rows({first: self.named[a], second: self.named[b]})
-        rows = rows - self._of(first, a) - self._of(second, b)
-        return self.scores.mean(rows, f"layers {first!r} at {a!r} and {second!r} at {b!r}")
+        where = f"layers {first!r} at {a!r} and {second!r} at {b!r}"
+        each = [self.scores.mean(self._rows(*four), where) for four in self._fours(unit)]
+        if len(each) == 1:
+            return each[0]
+        means, errors = [mean for mean, *_ in each], [sum(error) for _, *error in each]
+        spread = np.std(means, ddof=1) / len(each) ** 0.5
+        return [float(np.mean(means)), float(np.hypot(spread, np.mean(errors)))]
 
-    def _of(self, layer: str, option: str) -> Tensor:
-        if (layer, option) not in self._alone:
-            self._alone[layer, option] = self._rows({layer: self.named[option]})
-        return self._alone[layer, option]
+    def _fours(self, unit: Unit) -> Iterator[Sequence[Given]]:
+        """In each network: both layers at their options, the first, the second, neither."""
+        first, a, second, b = map(str, unit)
+        one, other = {first: self.named[a]}, {second: self.named[b]}
+        for given in self.networks:
+            rest = {k: o for k, o in given.items() if not (self.left_out and k in (first, second))}
+            yield {**rest, **one, **other}, {**rest, **one}, {**rest, **other}, rest
 
-    def _rows(self, given: Given) -> Tensor:
-        return self.scores.before(given) - self.scores.before({})
+    def _rows(self, both: Given, one: Given, other: Given, rest: Given) -> Tensor:
+        found = self.scores.before(both), self._of(one), self._of(other), self._of(rest)
+        rows, first, second, without = (each - self._of({}) for each in found)
+        return rows - first - second + without
+
+    def _of(self, given: Given) -> Tensor:
+        key = digest(given)
+        if key not in self._kept:
+            self._kept[key] = self.scores.before(given)
+        return self._kept[key]

@@ -13,7 +13,8 @@ from mpsearch.formats import Option
 from mpsearch.network import Network
 from mpsearch.quant.recipe import Recipe
 from mpsearch.sensitivity.measures import Measure, compared, judged
-from mpsearch.sensitivity.one_at_a_time import Context, OneAtATime, check_context
+from mpsearch.sensitivity.one_at_a_time import OneAtATime
+from mpsearch.sensitivity.surroundings import Context, check_context
 from mpsearch.sweep import Sweep
 from mpsearch.tables import Table
 from mpsearch.task import Task
@@ -57,11 +58,12 @@ class KL:
             ValueError: Batches, a model or a format it cannot work with, or a loss that is not
                 finite.
         """
-        asked = OneAtATime("kl", _measure, self.context, self.draws, self.seed)
+        asked = OneAtATime("kl", measure_of, self.context, self.draws, self.seed)
         return asked.estimate(task, network, options, recipe=recipe, sweep=sweep)
 
 
-def _measure(task: Task) -> Measure:
+def measure_of(task: Task) -> Measure:
+    """What `kl` reads off outputs: their divergence, or the task's own loss."""
     if task.loss is not None:
         return judged(task.loss, task.batches)
     return compared(divergence, batches.unit)

@@ -22,6 +22,7 @@ from mpsearch.quant.attention import explicit
 from mpsearch.quant.bench import changes
 from mpsearch.quant.recipe import Recipe
 from mpsearch.sensitivity.slopes import one_of
+from mpsearch.sensitivity.surroundings import Around, Context, around, averaged, check_context
 from mpsearch.sensitivity.zd import quarters
 from mpsearch.sweep import Sweep, Unit
 from mpsearch.tables import Table
@@ -47,13 +48,20 @@ class Lim:
 
     Attributes:
         over: What is a vector: the channels at each position, or all of a sample.
+        context: What all layers have: :mod:`mpsearch.sensitivity.surroundings`.
+        draws: How many random networks.
+        seed: Of their options.
     """
 
     over: Over = "positions"
+    context: Context = "alone"
+    draws: int = 4
+    seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuse settings that nothing follows."""
         one_of("over", self.over, get_args(Over))
+        check_context(self.context, self.draws)
 
     def estimate(
         self,
@@ -64,12 +72,17 @@ class Lim:
         recipe: Recipe,
         sweep: Sweep,
     ) -> Table:
-        """Table of ``(1 + LIM) 4^-bits``; the recipe does not enter.
+        """Table of ``(1 + LIM) 4^-bits``.
 
         Raises:
             ValueError: Batches or a model it cannot work with.
         """
         check_deterministic(task.model, checked(task.batches)[0])
+        each = around(self, task, network, options, recipe=recipe, sweep=sweep)
+        return averaged(map(self._table, each))
+
+    def _table(self, at: Around) -> Table:
+        task, network, options = at.inside, at.network, at.options
         steps = np.array(
             [changes(o) * (quarters(o.weight) + quarters(o.activation)) for o in options]
         )
@@ -81,7 +94,7 @@ class Lim:
             return found
 
         units: list[Unit] = [(self.over, number) for number in range(len(task.batches))]
-        found = sweep.run("lim", units, compute)
+        found = at.study.run("lim", units, compute)
         cosines = np.concatenate([np.reshape(row, (-1, len(held))) for row in found])
         bare = np.asarray(np.isnan(cosines).all(axis=0))
         scores = 1 - np.nan_to_num(cosines)
@@ -91,7 +104,7 @@ class Lim:
         note = "is in no block that keeps its shape: cos counts as 0"
         return Table(
             network.layers,
-            tuple(options),
+            options,
             np.outer(scores.mean(axis=0), steps),
             "rank score (LIM)",
             stderr=None if deviation is None else np.outer(deviation, steps),

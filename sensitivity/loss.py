@@ -19,7 +19,8 @@ from mpsearch.formats import Option
 from mpsearch.network import Network
 from mpsearch.quant.recipe import Recipe
 from mpsearch.sensitivity.measures import Measure, judged
-from mpsearch.sensitivity.one_at_a_time import Context, OneAtATime, check_context
+from mpsearch.sensitivity.one_at_a_time import OneAtATime
+from mpsearch.sensitivity.surroundings import Context, check_context
 from mpsearch.sweep import Sweep
 from mpsearch.tables import Table
 from mpsearch.task import Task

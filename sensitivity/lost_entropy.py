@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mpsearch.batches import call
 from mpsearch.formats import Format, Option
@@ -27,11 +27,13 @@ class LostEntropy:
 
     Attributes:
         bench: Where codes come from.
+        model: What is run.
         task: Whose batches are read.
         network: Whose layers.
     """
 
     bench: Bench
+    model: nn.Module
     task: Task
     network: Network
 
@@ -97,8 +99,8 @@ class LostEntropy:
                 if read is not None and grid is not None:
                     counts[row, place[name]] += _histogram(activations.codes(read, grid))
 
-        with torch.no_grad(), watching(self.bench.model, names, see):
-            call(self.bench.model, self.task.batches[batch])
+        with torch.no_grad(), watching(self.model, names, see):
+            call(self.model, self.task.batches[batch])
         found: list[float] = counts.flatten().tolist()
         return found
 

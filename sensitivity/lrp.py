@@ -21,6 +21,7 @@ from mpsearch.quant.bench import changes
 from mpsearch.quant.recipe import Recipe
 from mpsearch.sensitivity.relevance import Relevance, Split
 from mpsearch.sensitivity.rules import Name, Rule
+from mpsearch.sensitivity.surroundings import Around, Context, around, averaged, check_context
 from mpsearch.sensitivity.weight_error import squared_errors
 from mpsearch.sensitivity.weights import stored
 from mpsearch.sweep import Sweep, Unit
@@ -53,6 +54,9 @@ class LRP:
         gamma: Of the rule of that name.
         split: How skips, attention and gates divide it.
         price: What an option takes from a layer.
+        context: What all layers have: :mod:`mpsearch.sensitivity.surroundings`.
+        draws: How many random networks.
+        seed: Of their options.
     """
 
     rule: Name = "zplus"
@@ -60,10 +64,14 @@ class LRP:
     gamma: float = 0.25
     split: Split = "signed"
     price: Price = "bits"
+    context: Context = "alone"
+    draws: int = 4
+    seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuse settings that have no meaning."""
         Rule(self.rule, self.epsilon, self.gamma)
+        check_context(self.context, self.draws)
         for name, value, known in (
             ("split", self.split, get_args(Split)),
             ("price", self.price, get_args(Price)),
@@ -89,17 +97,21 @@ class LRP:
                 runs; relevance that is not finite.
         """
         check_deterministic(task.model, checked(task.batches)[0])
-        prices = self._prices(task, network, options, recipe, sweep)
-        scores = self.scores(task, network, sweep=sweep)
+        each = around(self, task, network, options, recipe=recipe, sweep=sweep)
+        return averaged(map(self._table, each))
+
+    def _table(self, at: Around) -> Table:
+        prices = self._prices(at)
+        scores = self.scores(at.inside, at.network, sweep=at.study)
         scores /= scores.mean(axis=0).sum() or 1.0
         stderr = scores.std(axis=0, ddof=1) / len(scores) ** 0.5 if len(scores) > 1 else None
         return Table(
-            network.layers,
-            tuple(options),
+            at.network.layers,
+            at.options,
             scores.mean(axis=0)[:, None] * prices,
             "rank score (LRP)",
             stderr=None if stderr is None else stderr[:, None] * prices,
-            allowed=network.mask(options),
+            allowed=at.network.mask(at.options),
         )
 
     def scores(self, task: Task, network: Network, *, sweep: Sweep) -> Floats:
@@ -145,20 +157,14 @@ class LRP:
             output.backward(_answer(output.detach(), samples(batch)))
         return iter(mode.arrived)
 
-    def _prices(
-        self,
-        task: Task,
-        network: Network,
-        options: Sequence[Option],
-        recipe: Recipe,
-        sweep: Sweep,
-    ) -> Floats:
+    def _prices(self, at: Around) -> Floats:
         """(L, K) what each option takes from each layer."""
         if self.price == "bits":
-            return np.array([[_missing(la, option) for option in options] for la in network.layers])
-        layers = stored(task.model, network)
+            found = [[_missing(layer, o) for o in at.options] for layer in at.network.layers]
+            return np.array(found)
+        layers = stored(at.task.model, at.network)
         norms = [sum(float(s.weight.detach().double().square().sum()) for s in w) for w in layers]
-        errors = squared_errors(layers, options, recipe, sweep)
+        errors = squared_errors(layers, at.options, at.recipe, at.sweep)
         return np.stack([e.sum(axis=0) / (n or 1.0) for e, n in zip(errors, norms, strict=True)])
 
 

@@ -5,8 +5,7 @@ quantized layer (:mod:`mpsearch.quant.replay`).
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -21,6 +20,8 @@ from mpsearch.quant.bench import Bench
 Given = Mapping[str, Option]
 """An option for each of some layers."""
 
+Key = tuple[tuple[str, str], ...]
+
 
 @dataclass(frozen=True, eq=False)
 class Measure:
@@ -28,24 +29,34 @@ class Measure:
 
     Attributes:
         rows: (N,) numbers, one for each sample or each batch, whose weighted mean is the result;
-            from lists of the float network's outputs and of a quantized one's.
+            from lists of the float network's outputs and of a quantized one's. Where there is
+            ``whole`` (N, C), several for each.
         unit: What they count, given the float output.
         by_batch: Whether each output must be that of one batch, because ``rows`` reads the batches.
+        separate: Whether each number is of its own sample alone, so that those of some samples do
+            not ask for the others; one of a batch always is.
+        whole: What makes those of a mean of what was found for all samples, once that is known.
     """
 
     rows: Callable[[Sequence[Any], Sequence[Any]], Tensor]
     unit: Callable[[Tensor], str]
     by_batch: bool = False
+    separate: bool = False
+    whole: Callable[[Tensor], Tensor] | None = None
 
 
-def compared(each: Callable[[Tensor, Tensor], Tensor], unit: Callable[[Tensor], str]) -> Measure:
+def compared(
+    each: Callable[[Tensor, Tensor], Tensor],
+    unit: Callable[[Tensor], str],
+    whole: Callable[[Tensor], Tensor] | None = None,
+) -> Measure:
     """A number for each sample, from what the float network says and the quantized one."""
 
     def rows(reference: Sequence[Any], outputs: Sequence[Any]) -> Tensor:
         pairs = zip(reference, outputs, strict=True)
         return torch.cat([each(tensor_of(one), tensor_of(other)) for one, other in pairs])
 
-    return Measure(rows, unit)
+    return Measure(rows, unit, separate=True, whole=whole)
 
 
 def judged(loss: Callable[[Any, Any], Any], batches: Sequence[Any]) -> Measure:
@@ -77,13 +88,24 @@ class Scores:
         bench: The model, calibrated.
         batches: What it is run on.
         modules: Of each layer.
+        known: What was found for networks that were run before, by :func:`key`.
     """
 
     measure: Measure
     bench: Bench
     batches: Sequence[Any]
     modules: Mapping[str, Sequence[str]]
-    _last: dict[Any, Tensor] = field(default_factory=dict, init=False, repr=False)
+    known: dict[Key, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _last: dict[Key, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Refuse a layer of which no module was called."""
+        for layer, members in self.modules.items():
+            if self.bench.called.isdisjoint(members):
+                raise ValueError(
+                    f"layer {layer!r} never runs on these batches, so quantizing it shows nothing;"
+                    " give batches that reach it, or skip it"
+                )
 
     def gain(self, layer: str, option: Option, around: Given) -> list[float]:
         """The mean gain of a layer at an option and, from several rows, its standard error.
@@ -92,7 +114,7 @@ class Scores:
         """
         before = self.before(around)
         given = {**around, layer: option}
-        rows = before if given == around else self._rows(self._outputs(given))
+        rows = before if given == around else self._found(given)
         return self.mean(rows - before, f"layer {layer!r} at {str(option)!r}")
 
     def whole(self, given: Given) -> float:
@@ -102,7 +124,7 @@ class Scores:
     @property
     def unit(self) -> str:
         """What the rows are counted in."""
-        return self.measure.unit(tensor_of(self._float[0]))
+        return self.measure.unit(self._one)
 
     def mean(self, rows: Tensor, where: str) -> list[float]:
         """The mean of (N,) samples' numbers and its standard error; ``where`` is for errors."""
@@ -126,18 +148,40 @@ class Scores:
     @property
     def _half(self) -> str:
         """What to do where numbers are too large for the model's type."""
-        half = tensor_of(self._float[0]).dtype == torch.float16
+        half = self._one.dtype == torch.float16
         return "; the output is in float16, which ends at 65504: try float32" if half else ""
 
     @cached_property
     def _sizes(self) -> list[int]:
         return [samples(batch) for batch in self.batches]
 
+    @property
+    def separate(self) -> bool:
+        """Whether rows are better had part by part, and can be."""
+        return not self.at_once and (self.measure.separate or self.measure.by_batch)
+
+    @property
+    def at_once(self) -> bool:
+        """Whether one run of all samples fits the bench's memory, with nothing computed again."""
+        fits = bool(self.bench.recipe.corrections) or sum(self._sizes) <= self.bench.most
+        return self._joined and fits
+
+    @cached_property
+    def _one(self) -> Tensor:
+        """The float network's output on some batch."""
+        if self.at_once:
+            return tensor_of(self._float[0])
+        with torch.no_grad():
+            return tensor_of(call(self.bench.model, self.batches[0]))
+
     @cached_property
     def _joined(self) -> bool:
         """Whether the bench's one batch holds all samples, so that it gives every output."""
-        if samples(self.bench.batch) < sum(self._sizes):
-            return False
+        return samples(self.bench.batch) == sum(self._sizes) and self.by_sample
+
+    @cached_property
+    def by_sample(self) -> bool:
+        """Whether the measure can be given samples of several batches that were run together."""
         if not self.measure.by_batch:
             return True
         with torch.no_grad():
@@ -155,15 +199,12 @@ class Scores:
 
     @cached_property
     def _float(self) -> list[Any]:
-        with self._all_called():
-            return self._outputs({})
-
-    def _rows(self, outputs: Sequence[Any]) -> Tensor:
-        return self.measure.rows(self._float, outputs).double()
+        return self._outputs({})
 
     @cached_property
     def _float_rows(self) -> Tensor:
-        rows = self._rows(self._float)
+        """Those of the float network; ``ValueError`` where they are none to gain over."""
+        rows = self._found({})
         if not torch.isfinite(rows).all():
             raise ValueError(
                 f"the loss of the float model is {float(rows.sum())}; wanted a finite number: check"
@@ -176,26 +217,21 @@ class Scores:
         float_rows = self._float_rows  # the first run of all
         if not around:
             return float_rows
-        key = tuple(sorted((layer, str(option)) for layer, option in around.items()))
-        if key not in self._last:
-            rows = self._rows(self._outputs(around))
+        if key(around) not in self._last:
+            rows = self._found(around)
             self._last.clear()
-            self._last[key] = rows
-        return self._last[key]
+            self._last[key(around)] = rows
+        return self._last[key(around)]
 
-    @contextmanager
-    def _all_called(self) -> Iterator[None]:
-        """Refuse, on the way out, a layer of which no module was called."""
-        called: set[str] = set()
-        with ExitStack() as stack:
-            for name in {name for members in self.modules.values() for name in members}:
-                module = self.bench.model.get_submodule(name)
-                hook = module.register_forward_pre_hook(lambda *_, name=name: called.add(name))
-                stack.callback(hook.remove)
-            yield
-        for layer, members in self.modules.items():
-            if called.isdisjoint(members):
-                raise ValueError(
-                    f"layer {layer!r} never runs on these batches, so quantizing it shows nothing;"
-                    " give batches that reach it, or skip it"
-                )
+    def _found(self, given: Given) -> Tensor:
+        rows = self.known.get(key(given))
+        if rows is None:
+            reference = self._float
+            outputs = self._outputs(given) if given else reference
+            rows = self.measure.rows(reference, outputs).double()
+        return self.measure.whole(rows) if self.measure.whole else rows
+
+
+def key(given: Given) -> Key:
+    """A network by its options, whatever their order."""
+    return tuple(sorted((layer, str(option)) for layer, option in given.items()))

@@ -29,6 +29,7 @@ from mpsearch.sensitivity.relative_error import (
     relative_input_errors,
     relative_weight_errors,
 )
+from mpsearch.sensitivity.surroundings import Around, Context, around, averaged, check_context
 from mpsearch.sweep import Sweep, Unit
 from mpsearch.tables import Floats, Table
 from mpsearch.task import Task
@@ -53,20 +54,22 @@ class Noise:
 
     Attributes:
         sizes: Relative sizes t.
-        draws: Of noise, each for both signs and all sizes.
-        seed: Of the noise.
+        draws: Of noise, each for both signs and all sizes; and how many random networks there are.
+        seed: Of both.
+        context: What all layers have, the noise on top: :mod:`mpsearch.sensitivity.surroundings`.
+            The divergence is then from that network's own output.
     """
 
     sizes: tuple[float, ...] = (0.05, 0.1)
     draws: int = 2
     seed: int = 0
+    context: Context = "alone"
 
     def __post_init__(self) -> None:
         """Refuse settings that fit no slope."""
         if not self.sizes or not all(0 < size < 1 for size in self.sizes):
             raise ValueError(f"sizes are {self.sizes!r}; wanted numbers above 0 and below 1")
-        if self.draws < 1:
-            raise ValueError(f"draws is {self.draws!r}; wanted at least 1")
+        check_context(self.context, self.draws)
 
     def estimate(
         self,
@@ -84,24 +87,31 @@ class Noise:
                 finite.
         """
         check_deterministic(task.model, checked(task.batches)[0])
-        bench = Bench(task.model, task.batches, members(network), recipe)
-        check_called(bench.model, task, network)
+        each = around(self, task, network, options, recipe=recipe, sweep=sweep)
+        return averaged(map(self._table, each))
+
+    def _table(self, at: Around) -> Table:
+        task, network, options, bench = at.task, at.network, at.options, at.bench
+        check_called(at.model, task, network)
         shifts: dict[Role, Floats] = {
-            "weight": relative_weight_errors(task, network, options, recipe, sweep),
-            "activation": relative_input_errors(bench, task, network, options, sweep),
+            "weight": relative_weight_errors(task, network, options, at.recipe, at.sweep),
+            "activation": relative_input_errors(at),
         }
+        if at.given:
+            memory = float(at.sweep.memory)
+            bench = Bench(at.model, task.batches, members(network), at.recipe, memory=memory)
         noisy = _Noisy(self, task, bench)
         values = np.zeros((len(network.layers), len(options)))
         squares = np.zeros_like(values)
         for role, errors in shifts.items():
             if not errors.any():
                 continue
-            slopes = self._slopes(noisy, network.layers, role, sweep)
+            slopes = self._slopes(noisy, network.layers, role, at.study)
             values += slopes[:, :1] * errors
             squares += (slopes[:, 1:] * errors) ** 2
         return Table(
             network.layers,
-            tuple(options),
+            options,
             values,
             noisy.unit,
             stderr=np.sqrt(squares) if noisy.rows > 1 or self.draws > 1 else None,
@@ -200,9 +210,11 @@ class _Noisy:
             if layers and bench.recipe.corrections:
                 with self._correcting(layers):
                     call(bench.model, bench.batch)
-            outputs = [call(bench.model, batch) for batch in self.task.batches]
-        rows = judged(self.task.loss, self.task.batches).rows((), outputs)
-        return np.array(rows.numpy(force=True))
+            each = [
+                judged(self.task.loss, [batch]).rows((), [call(bench.model, batch)])
+                for batch in self.task.batches
+            ]
+        return np.array(torch.cat(each).numpy(force=True))
 
     @cached_property
     def _layers(self) -> dict[str, nn.Module]:
@@ -214,7 +226,8 @@ class _Noisy:
         if not bench.recipe.corrections:
             return None
         with torch.no_grad():
-            return float_moments(bench.model, self._layers, lambda: call(bench.model, bench.batch))
+            run = partial(call, bench.model, bench.batch)
+            return float_moments(bench.model, self._layers, run, bench.recipe.corrections)
 
     def _correcting(self, layers: Mapping[str, nn.Module]) -> AbstractContextManager[None]:
         if self._moments is None or not layers:

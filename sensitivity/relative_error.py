@@ -13,8 +13,8 @@ from mpsearch.batches import call
 from mpsearch.formats import Format, Option
 from mpsearch.network import Network
 from mpsearch.quant.activations import fake_quantize
-from mpsearch.quant.bench import Bench
 from mpsearch.quant.recipe import Recipe
+from mpsearch.sensitivity.surroundings import Around
 from mpsearch.sensitivity.weight_error import squared_errors
 from mpsearch.sensitivity.weights import stored
 from mpsearch.sweep import Sweep, Unit
@@ -22,28 +22,38 @@ from mpsearch.tables import Floats
 from mpsearch.task import Task
 
 See = Callable[[str, Tensor | None, Tensor], None]
-"""Looks at one call: the module's name, the first floating tensor it read, and what it wrote."""
+"""Looks at one call: a module's name, what it read before any rounding, and what it wrote."""
 
 
 @contextmanager
 def watching(model: nn.Module, names: Sequence[str], see: See) -> Iterator[None]:
     """Shows every call of the modules of these names, until it is left."""
+    reads: dict[str, Tensor | None] = {}
+
+    def before(name: str, _: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
+        reads[name] = next(
+            (
+                x
+                for x in (*args, *kwargs.values())
+                if isinstance(x, Tensor) and x.is_floating_point()
+            ),
+            None,
+        )
+
+    def after(name: str, _: nn.Module, __: Any, output: Any) -> None:
+        see(name, reads.pop(name), output[0] if isinstance(output, tuple | list) else output)
+
     with ExitStack() as stack:
         for name in names:
             module = model.get_submodule(name)
-            hook = module.register_forward_hook(partial(_shown, name, see), with_kwargs=True)
-            stack.callback(hook.remove)
+            for hook in (
+                module.register_forward_pre_hook(
+                    partial(before, name), prepend=True, with_kwargs=True
+                ),
+                module.register_forward_hook(partial(after, name)),
+            ):
+                stack.callback(hook.remove)
         yield
-
-
-def _shown(
-    name: str, see: See, _: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any
-) -> None:
-    floating = (
-        x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.is_floating_point()
-    )
-    wrote = output[0] if isinstance(output, tuple | list) else output
-    see(name, next(floating, None), wrote)
 
 
 def members(network: Network) -> list[str]:
@@ -85,38 +95,37 @@ def relative_weight_errors(
     return np.stack([e / (n or 1.0) for e, n in zip(errors, norms, strict=True)])
 
 
-def relative_input_errors(
-    bench: Bench, task: Task, network: Network, options: Sequence[Option], sweep: Sweep
-) -> Floats:
+def relative_input_errors(at: Around) -> Floats:
     """(layers, options) ``||Q(x) - x||^2 / ||x||^2`` over all that a layer's members read.
 
     Raises:
         ValueError: A layer that is never called and whose input would be rounded.
     """
-    formats = {str(o.activation): o.activation for o in options if o.activation.quantized}
-    values = np.zeros((len(network.layers), len(options)))
+    network, batches = at.network, at.task.batches
+    formats = {str(o.activation): o.activation for o in at.options if o.activation.quantized}
+    values = np.zeros((len(network.layers), len(at.options)))
     if not formats:
         return values
     names = members(network)
-    units: list[Unit] = [(*formats, batch) for batch in range(len(task.batches))]
+    units: list[Unit] = [(*formats, batch) for batch in range(len(batches))]
 
     def compute(unit: Unit) -> list[float]:
-        return _squares(bench, task.batches[int(unit[-1])], names, list(formats.values()))
+        return _squares(at, batches[int(unit[-1])], names, list(formats.values()))
 
-    found = np.array(sweep.run("relative input error", units, compute)).sum(axis=0)
+    found = np.array(at.study.run("relative input error", units, compute)).sum(axis=0)
     each = dict(zip(names, found.reshape(len(names), -1), strict=True))
     for row, layer in enumerate(network.layers):
         norm, *errors = np.sum([each[name] for name in layer.modules], axis=0)
         shares = dict(zip(formats, np.array(errors) / (norm or 1.0), strict=True))
-        values[row] = [shares.get(str(option.activation), 0.0) for option in options]
+        values[row] = [shares.get(str(option.activation), 0.0) for option in at.options]
     return values
 
 
 def _squares(
-    bench: Bench, batch: Any, names: Sequence[str], formats: Sequence[Format]
+    at: Around, batch: Any, names: Sequence[str], formats: Sequence[Format]
 ) -> list[float]:
     """For each module ``||x||^2``, then ``||Q(x) - x||^2`` at each format."""
-    grids = {name: [bench.grid(name, form) for form in formats] for name in names}
+    grids = {name: [at.bench.grid(name, form) for form in formats] for name in names}
     found = {name: np.zeros(1 + len(formats)) for name in names}
 
     def see(name: str, read: Tensor | None, _: Tensor) -> None:
@@ -129,6 +138,6 @@ def _squares(
         ]
         found[name] += [float(x.square().sum()), *errors]
 
-    with torch.no_grad(), watching(bench.model, names, see):
-        call(bench.model, batch)
+    with torch.no_grad(), watching(at.model, names, see):
+        call(at.model, batch)
     return [float(number) for name in names for number in found[name]]

@@ -22,11 +22,12 @@ from mpsearch.formats import Option
 from mpsearch.network import Network
 from mpsearch.quant.attention import explicit
 from mpsearch.quant.bench import changes
-from mpsearch.quant.integers import encode
+from mpsearch.quant.input_hessian import InputHessians, as_rows
 from mpsearch.quant.recipe import Recipe
-from mpsearch.sensitivity.input_hessian import InputHessians, as_rows
+from mpsearch.sensitivity.input_hessian import input_hessians
 from mpsearch.sensitivity.labels import sloped_loss, slopes
-from mpsearch.sensitivity.weights import Stored, stored
+from mpsearch.sensitivity.surroundings import Around, Context, around, averaged, check_context
+from mpsearch.sensitivity.weights import Stored, rounded, stored
 from mpsearch.sweep import Sweep, Unit
 from mpsearch.tables import Floats, Table
 from mpsearch.task import Task
@@ -58,11 +59,18 @@ class Salience:
         damp: Added to the diagonal of H: as it is for ``slim``, as SliM-LLM's search does, else
             times the diagonal's mean.
         share: Of the weights of a matrix, that ``gwq`` looks at.
+        context: What all layers have where inputs and gradients are seen:
+            :mod:`mpsearch.sensitivity.surroundings`; it changes nothing for ``magnitude``.
+        draws: How many random networks.
+        seed: Of their options.
     """
 
     method: Method = "slim"
     damp: float = 0.01
     share: float = 0.01
+    context: Context = "alone"
+    draws: int = 4
+    seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuse settings that no method has."""
@@ -73,6 +81,7 @@ class Salience:
             raise ValueError(f"damp is {self.damp!r}; wanted a number above 0, such as 0.01")
         if not 0 < self.share <= 1:
             raise ValueError(f"share is {self.share!r}; wanted a number above 0 and at most 1")
+        check_context(self.context, self.draws)
 
     def estimate(
         self,
@@ -92,29 +101,32 @@ class Salience:
         check_deterministic(task.model, checked(task.batches)[0])
         for option in options:
             changes(option)  # refuses what cannot be quantized to, before the long part
-        layers = stored(task.model, network)
+        each = around(self, task, network, options, recipe=recipe, sweep=sweep)
+        return averaged(map(self._table, each))
+
+    def _table(self, at: Around) -> Table:
+        layers, options = stored(at.task.model, at.network), at.options
         weights = {one.name: one for layer in layers for one in layer}
         formats = {str(option.weight): option for option in options}
-        prices = _Prices(self, task, layers, recipe)
+        prices = _Prices(self, at.inside, layers, at.recipe)
 
         def compute(unit: Unit) -> list[float]:
             name, form = str(unit[-2]), str(unit[-1])
             return [prices.of(weights[name], formats[form])]
 
         units: list[Unit] = [(repr(self), name, form) for name in weights for form in formats]
-        found = {
-            u[1:]: v[0] for u, v in zip(units, sweep.run("salience", units, compute), strict=True)
-        }
+        prices_of = at.study.run("salience", units, compute)
+        found = {unit[1:]: price for unit, (price,) in zip(units, prices_of, strict=True)}
         values = [
             [sum(found[one.name, str(o.weight)] for one in layer) for o in options]
             for layer in layers
         ]
         return Table(
-            network.layers,
-            tuple(options),
+            at.network.layers,
+            options,
             np.array(values),
             f"rank score ({_NAMES[self.method]})",
-            allowed=network.mask(options),
+            allowed=at.network.mask(options),
         )
 
 
@@ -159,7 +171,12 @@ def outliers(gradient: Tensor, share: float) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class _Prices:
-    """What each format costs each weight."""
+    """What each format costs each weight.
+
+    Attributes:
+        task: In its surroundings.
+        layers: In float.
+    """
 
     salience: Salience
     task: Task
@@ -185,7 +202,7 @@ class _Prices:
 
     @cached_property
     def _hessians(self) -> InputHessians:
-        return InputHessians.of(self.task, self.layers)
+        return input_hessians(self.task, self.layers)
 
     @cached_property
     def _kept(self) -> dict[str, Tensor]:
@@ -239,9 +256,7 @@ def _factor(hessian: Tensor, damp: float) -> Tensor:
 
 def _rounded(one: Stored, option: Option, recipe: Recipe) -> Tensor:
     """The weight as its module stores it, rounded."""
-    first = output_first(one.weight.detach(), one.module)
-    rounded = _named(one.name, lambda: encode(first, option.weight, recipe.ranges).dequantize())
-    return output_first(rounded, one.module)
+    return output_first(rounded(one, option, recipe), one.module)
 
 
 def _relative(error: Tensor, weight: Tensor) -> float:

@@ -19,7 +19,7 @@ from mpsearch.formats import Option
 from mpsearch.network import Network
 from mpsearch.quant.activations import fake_quantize
 from mpsearch.quant.bench import Bench, changes
-from mpsearch.quant.recipe import Recipe
+from mpsearch.sensitivity.surroundings import Around
 from mpsearch.sensitivity.traces import Traces
 from mpsearch.sensitivity.weights import stored
 from mpsearch.tables import Floats, Mask
@@ -51,12 +51,13 @@ class Term(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Layers:
-    """The layers of a network on a bench's copy of the model, and what options change in them.
+    """The layers of a network in its surroundings, and what options change in them.
 
     Attributes:
         options: All that are asked for.
         mask: (layers, options) which may be taken.
-        bench: The copy; its weights want gradients where an option rounds weights.
+        bench: Of the float model.
+        model: Where slopes are taken; its weights want gradients where an option rounds weights.
     """
 
     task: Task
@@ -64,19 +65,17 @@ class Layers:
     options: tuple[Option, ...]
     mask: Mask
     bench: Bench
+    model: nn.Module
 
     @classmethod
-    def of(
-        cls, task: Task, network: Network, options: Sequence[Option], recipe: Recipe
-    ) -> "Layers":
+    def of(cls, at: Around) -> "Layers":
         """Calibrated, once every option is known to be supported."""
-        rounds = [changes(option) and option.weight.quantized for option in options]
-        names = [name for layer in network.layers for name in layer.modules]
-        bench = Bench(task.model, task.batches, names, recipe)
+        rounds = [changes(option) and option.weight.quantized for option in at.options]
+        names = [name for layer in at.network.layers for name in layer.modules]
         for name in names:
-            module_weight(bench.model, name).requires_grad_(any(rounds))
-        check_read(bench, names, options)
-        return cls(task, network, tuple(options), network.mask(options), bench)
+            module_weight(at.model, name).requires_grad_(any(rounds))
+        check_read(at.bench, names, at.options)
+        return cls(at.task, at.network, at.options, at.network.mask(at.options), at.bench, at.model)
 
     def named(self, row: int) -> str:
         """The name of a layer."""
@@ -86,8 +85,12 @@ class Layers:
     def key(self) -> str:
         """What tells results for these layers, and what they may take, from others."""
         names = [[layer.name, *layer.modules] for layer in self.network.layers]
-        said = json.dumps([names, self.mask.tolist()])
-        return hashlib.sha256(said.encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps([names, self.mask.tolist()]).encode()).hexdigest()[:16]
+
+    @property
+    def surrounded(self) -> bool:
+        """Whether slopes are taken in another network than the float one."""
+        return self.model is not self.bench.model
 
     @property
     def unit(self) -> str:
@@ -140,14 +143,14 @@ class Layers:
         return [self.weight_of(name) for name in self.network.layers[row].modules]
 
     def weight_change(self, name: str, option: Option) -> Tensor:
-        """Q(W) - W, as the module stores W."""
-        weight = self.weight_of(name).detach()
+        """Q(W) - W of the float weight W, as the module stores it."""
+        weight = module_weight(self.bench.model, name).detach()
         rounded = self.bench.codes(name, option.weight).dequantize()
         return output_first(rounded, self.bench.model.get_submodule(name)) - weight
 
     def weight_of(self, name: str) -> Tensor:
-        """The float weight of a module."""
-        return module_weight(self.bench.model, name)
+        """The weight of a module as it is where slopes are taken."""
+        return module_weight(self.model, name)
 
 
 def check_read(bench: Bench, names: Iterable[str], options: Iterable[Option]) -> None:

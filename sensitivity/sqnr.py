@@ -8,17 +8,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from mpsearch.batches import tensor_of
 from mpsearch.formats import Option
 from mpsearch.network import Network
 from mpsearch.quant.recipe import Recipe
-from mpsearch.sensitivity.measures import Measure
-from mpsearch.sensitivity.one_at_a_time import Context, OneAtATime, check_context
+from mpsearch.sensitivity.measures import Measure, compared
+from mpsearch.sensitivity.one_at_a_time import OneAtATime
+from mpsearch.sensitivity.surroundings import Context, check_context
 from mpsearch.sweep import Sweep
 from mpsearch.tables import Table
 from mpsearch.task import Task
@@ -66,21 +65,32 @@ class SQNR:
             ValueError: Batches, a model or a format it cannot work with, or an output that is zero
                 in float.
         """
-        measure = partial(_measure, ceiling=self.ceiling)
-        asked = OneAtATime(f"sqnr {self.ceiling}", measure, self.context, self.draws, self.seed)
+        measure = decibels(self.ceiling)
+        title = f"sqnr {self.ceiling}"
+        asked = OneAtATime(title, lambda _: measure, self.context, self.draws, self.seed)
         return asked.estimate(task, network, options, recipe=recipe, sweep=sweep)
 
 
-def shortfall(
-    reference: Sequence[Any], outputs: Sequence[Any], ceiling: float = math.inf
-) -> Tensor:
+def decibels(ceiling: float) -> Measure:
+    """How far the ratio is below a ceiling."""
+    unit = f"rank score (SQNR: dB short of {ceiling:g})"
+    return compared(powers, lambda _: unit, partial(shortfall, ceiling=ceiling))
+
+
+def powers(reference: Tensor, output: Tensor) -> Tensor:
+    """(N, 2) signal and noise of each sample, its squares summed."""
+    error = output.double() - reference.double()
+    squares = [x.double().square().reshape(len(x), -1).sum(1) for x in (reference, error)]
+    return torch.stack(squares, dim=1)
+
+
+def shortfall(found: Tensor, ceiling: float = math.inf) -> Tensor:
     """(N,) a share for each sample of how far the ratio is below a ceiling; their mean is that.
 
-    A sample's share is the first-order change of the ratio by it: its spread is that of the ratio.
+    ``found`` are the :func:`powers` of all samples. A sample's share is the first-order change of
+    the ratio by it: its spread is that of the ratio.
     """
-    pairs = [(tensor_of(a), tensor_of(b)) for a, b in zip(reference, outputs, strict=True)]
-    signal = torch.cat([_power(one) for one, _ in pairs])
-    noise = torch.cat([_power(other.double() - one.double()) for one, other in pairs])
+    signal, noise = found.unbind(1)
     if signal.sum() == 0:
         raise ValueError(
             "the output is zero on all batches, so it has no signal to compare noise with; give"
@@ -91,12 +101,3 @@ def shortfall(
         return torch.zeros_like(signal)
     shares = noise / noise.mean() - signal / signal.mean()
     return ceiling - ratio + 10 / math.log(10) * shares
-
-
-def _power(x: Tensor) -> Tensor:
-    return x.double().square().reshape(len(x), -1).sum(1)
-
-
-def _measure(_: Task, ceiling: float) -> Measure:
-    rows = partial(shortfall, ceiling=ceiling)
-    return Measure(rows, lambda _: f"rank score (SQNR: dB short of {ceiling:g})")

@@ -32,6 +32,7 @@ from mpsearch.sensitivity.slopes import (
     slopes,
     watching,
 )
+from mpsearch.sensitivity.surroundings import Around, Context, around, averaged, check_context
 from mpsearch.sweep import Sweep, Unit
 from mpsearch.tables import Floats, Table
 from mpsearch.task import Task
@@ -57,15 +58,25 @@ class Taylor:
       changes in the layer and H the Hessian there. Signed, in the loss's own unit; one
       Hessian-vector product for each layer, option and batch.
 
+    In a context the gradient is that in the context's network, whatever the variant, and without a
+    loss of the task's own that of the divergence from the float output, which has a slope there.
+
     Numbers are means over samples of what each batch says; the standard error is over batches.
 
     Attributes:
         variant: One of the three.
         absolute: Of each element in each batch, or of the sum; by default the variant's own.
+        context: What all layers have where gradients are taken:
+            :mod:`mpsearch.sensitivity.surroundings`.
+        draws: How many random networks.
+        seed: Of their options.
     """
 
     variant: Variant = "autoround"
     absolute: Absolute | None = None
+    context: Context = "alone"
+    draws: int = 4
+    seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuse settings that nothing follows."""
@@ -76,6 +87,7 @@ class Taylor:
             raise ValueError(
                 f"absolute is {self.absolute!r}, but 'second-order' is signed; leave it out"
             )
+        check_context(self.context, self.draws)
 
     def estimate(
         self,
@@ -92,13 +104,18 @@ class Taylor:
             ValueError: Batches, a model, a loss or a format it cannot work with.
         """
         check_deterministic(task.model, checked(task.batches)[0])
-        if self.variant == "llm-mq" and task.loss is None:
+        each = around(self, task, network, options, recipe=recipe, sweep=sweep)
+        return averaged(map(self._table, each))
+
+    def _table(self, at: Around) -> Table:
+        task, network = at.task, at.network
+        if self.variant == "llm-mq" and task.loss is None and not at.given:
             raise ValueError(
                 "'llm-mq' takes the gradient in the float network, where the divergence from its"
                 " own output has none; give Task(loss=...), or use 'autoround' or 'second-order'"
             )
-        layers = Layers.of(task, network, options, recipe)
-        rows = reached(self._rows(layers, sweep), network)
+        layers = Layers.of(at)
+        rows = reached(self._rows(layers, at.study), network)
         sizes = np.array([samples(batch) for batch in task.batches], float)
         share = (sizes / sizes.sum())[:, None, None]
         if self._absolute == "sum":
@@ -110,8 +127,7 @@ class Taylor:
         names = {"autoround": "AutoRound", "llm-mq": "LLM-MQ"}
         rank = f"rank score ({names.get(self.variant)})"
         said = f"{layers.unit}, to second order" if self.variant == "second-order" else rank
-        allowed = network.mask(options)
-        return Table(network.layers, tuple(options), values, said, stderr=stderr, allowed=allowed)
+        return Table(network.layers, at.options, values, said, stderr=stderr, allowed=layers.mask)
 
     @property
     def _absolute(self) -> Absolute | None:
@@ -141,7 +157,8 @@ class Taylor:
         scores = np.zeros((layers.mask.shape[0], len(options), 2))
         if not any(changes(option) for option in options):
             return scores
-        given = _all_at(layers, options[0]) if self.variant == "autoround" else {}
+        at_option = self.variant == "autoround" and not layers.surrounded
+        given = _all_at(layers, options[0]) if at_option else {}
         second = self.variant == "second-order"
         reads, found = _differentiated(layers, options, number, given, graph=second)
         for row, column in np.ndindex(scores.shape[:2]):
@@ -175,11 +192,11 @@ def _differentiated(
     layers: Layers, options: Sequence[Option], number: int, given: Given, *, graph: bool
 ) -> tuple[Reads, dict[int, Tensor | None]]:
     """What modules read for a batch with some of them quantized, and the gradients there."""
-    task, model, batch = layers.task, layers.bench.model, layers.task.batches[number]
+    task, model, batch = layers.task, layers.model, layers.task.batches[number]
     reference = None
-    if given and task.loss is None:
+    if (given or layers.surrounded) and task.loss is None:
         with torch.no_grad():
-            reference = tensor_of(call(model, batch))
+            reference = tensor_of(call(layers.bench.model, batch))
     readers = layers.readers(options)
     with layers.bench.at(given) if given else nullcontext(), watching(model, readers) as reads:
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):

@@ -9,6 +9,7 @@ from mpsearch.formats import Option
 from mpsearch.network import Network
 from mpsearch.quant.bench import changes
 from mpsearch.quant.recipe import Recipe
+from mpsearch.sensitivity.surroundings import Context, check_context
 from mpsearch.sensitivity.weights import Stored, squared_error, stored
 from mpsearch.sweep import Sweep, Unit
 from mpsearch.tables import Floats, Table
@@ -23,9 +24,15 @@ class WeightError:
 
     Attributes:
         relative: Whether to divide by ``||W||^2``.
+        context: It changes nothing, as only weights are looked at.
     """
 
     relative: bool = False
+    context: Context = "alone"
+
+    def __post_init__(self) -> None:
+        """Refuse what is no context."""
+        check_context(self.context)
 
     def estimate(
         self,

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from mpsearch.formats import Option
 from mpsearch.network import Network
-from mpsearch.quant.integers import encode
+from mpsearch.quant.encoding import encode
 from mpsearch.quant.recipe import Recipe
 from mpsearch.tracing import module_weight, output_first, sites
 
@@ -38,14 +38,32 @@ def stored(model: nn.Module, network: Network) -> tuple[tuple[Stored, ...], ...]
 
 
 def squared_error(one: Stored, option: Option, recipe: Recipe) -> float:
-    """``||Q(W) - W||^2`` of a weight at an option, Q rounding as the recipe says.
+    """``||Q(W) - W||^2`` of a weight at an option; see :func:`rounded`."""
+    first = output_first(one.weight.detach(), one.module)
+    return float((rounded(one, option, recipe).double() - first.double()).square().sum())
+
+
+def rounded(one: Stored, option: Option, recipe: Recipe) -> Tensor:
+    """The weight, outputs first, rounded to nearest in the recipe's ranges; in float32.
+
+    That is what scores of weights are of, whatever rounding the recipe names.
 
     Raises:
-        ValueError: A format that is not supported, or a weight that is not finite.
+        ValueError: A format that is not supported, a method, or a weight that is not finite.
     """
-    first = output_first(one.weight.detach(), one.module)
+    check_nearest(option)
     try:
-        rounded: Tensor = encode(first, option.weight, recipe.ranges).dequantize()
+        return encode(
+            output_first(one.weight.detach(), one.module), option.weight, recipe.ranges
+        ).dequantize()
     except ValueError as error:
         raise ValueError(f"layer {one.name!r}: {error}") from None
-    return float((rounded.double() - first.double()).square().sum())
+
+
+def check_nearest(option: Option) -> None:
+    """``ValueError`` where an option names a method that scores of weights cannot see."""
+    if option.method not in (None, "nearest"):
+        raise ValueError(
+            f"option {str(option)!r} names method {option.method!r}, and this score is of weights"
+            " rounded to nearest; leave it out, or use 'kl', which runs the method"
+        )

@@ -17,6 +17,7 @@ from mpsearch.formats import Format, Option
 from mpsearch.network import Network
 from mpsearch.quant.bench import changes
 from mpsearch.quant.recipe import Recipe
+from mpsearch.sensitivity.surroundings import Context, check_context
 from mpsearch.sensitivity.weights import stored
 from mpsearch.sweep import Sweep
 from mpsearch.tables import Table
@@ -34,10 +35,12 @@ class Zd:
     Attributes:
         threshold: Of ``(w - mean) / std``.
         sides: 1 counts weights above the mean, 2 those far from it on either side.
+        context: It changes nothing, as only weights are looked at.
     """
 
     threshold: float = 1.0
     sides: Literal[1, 2] = 1
+    context: Context = "alone"
 
     def __post_init__(self) -> None:
         """Refuse settings that nothing follows."""
@@ -45,6 +48,7 @@ class Zd:
             raise ValueError(f"threshold is {self.threshold!r}; wanted a number from 0 up")
         if self.sides not in (1, 2):
             raise ValueError(f"sides is {self.sides!r}; wanted 1 or 2")
+        check_context(self.context)
 
     def estimate(
         self,

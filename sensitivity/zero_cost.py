@@ -27,6 +27,7 @@ from mpsearch.quant.recipe import Recipe
 from mpsearch.sensitivity.code_entropy import lost_nats, stage_weights
 from mpsearch.sensitivity.labels import sloped_loss, slopes
 from mpsearch.sensitivity.relative_error import check_called, watching
+from mpsearch.sensitivity.surroundings import Around, Context, around, averaged, check_context
 from mpsearch.sensitivity.weights import stored
 from mpsearch.sweep import Sweep, Unit
 from mpsearch.tables import Floats, Table
@@ -35,14 +36,7 @@ from mpsearch.tracing import check_deterministic
 
 Method = Literal["snip", "synflow", "orm", "ompq", "qe", "bparams"]
 Initial = Literal["gaussian", "trained"]
-_NAMES = {
-    "snip": "SNIP",
-    "synflow": "SynFlow",
-    "orm": "ORM",
-    "ompq": "OMPQ",
-    "qe": "QE",
-    "bparams": "BParams",
-}
+_NAMES = {"snip": "SNIP", "synflow": "SynFlow", "bparams": "BParams"}  # others in capitals
 _FULL = 16  # bits that lose nothing
 
 
@@ -74,7 +68,10 @@ class ZeroCost:
         beta: Of ``orm`` (1 in EMQ) and ``ompq`` (1e-9 to 100, by network).
         samples: Most samples that ``orm`` and ``ompq`` look at.
         ratios: What each stage of a network counts in ``qe``, the last one last.
-        seed: Of Gaussian weights.
+        seed: Of Gaussian weights, and of random options.
+        context: What all layers have: :mod:`mpsearch.sensitivity.surroundings`; it changes nothing
+            for ``qe`` and ``bparams``, nor for ``synflow``, of float weights and no data.
+        draws: How many random networks.
     """
 
     method: Method = "synflow"
@@ -83,6 +80,8 @@ class ZeroCost:
     samples: int = 32
     ratios: tuple[float, ...] = (0, 0, 1, 1, 6)
     seed: int = 0
+    context: Context = "alone"
+    draws: int = 4
 
     def __post_init__(self) -> None:
         """Refuse settings that no method has."""
@@ -92,6 +91,7 @@ class ZeroCost:
         ):
             if value not in known:
                 raise ValueError(f"no {name} is {value!r}; there are {', '.join(map(repr, known))}")
+        check_context(self.context, self.draws)
         if not 0 < self.beta < float("inf"):
             raise ValueError(f"beta is {self.beta!r}; wanted a number above 0")
         if self.samples < 2:
@@ -117,28 +117,34 @@ class ZeroCost:
                 that are missing.
         """
         check_deterministic(task.model, checked(task.batches)[0])
+        each = around(self, task, network, options, recipe=recipe, sweep=sweep)
+        return averaged(map(self._table, each))
+
+    def _table(self, at: Around) -> Table:
+        network, options = at.network, at.options
         lacking = np.array([_lacking(option.weight.bits) for option in options])
         stderr = None
         if self.method == "qe":
             values = np.outer(stage_weights(network, self.ratios), lost_nats(options))
         else:
-            rows = self._rows(task, network, sweep)
+            rows = self._rows(at)
             values = np.outer(rows.mean(axis=0), lacking)
             if len(rows) > 1:
                 stderr = np.outer(rows.std(axis=0, ddof=1) / len(rows) ** 0.5, lacking)
         return Table(
             network.layers,
-            tuple(options),
+            options,
             values,
-            f"rank score ({_NAMES[self.method]})",
+            f"rank score ({_NAMES.get(self.method, self.method.upper())})",
             stderr=stderr,
             allowed=network.mask(options),
         )
 
-    def _rows(self, task: Task, network: Network, sweep: Sweep) -> Floats:
+    def _rows(self, at: Around) -> Floats:
         """(batches or 1, layers) metrics."""
         if self.method == "bparams":
-            return np.array([[layer.params / 8 / 2**20 for layer in network.layers]])
+            return np.array([[layer.params / 8 / 2**20 for layer in at.network.layers]])
+        network, task = at.network, at.task if self.method == "synflow" else at.inside
         model = explicit(copy.deepcopy(task.model)).eval().requires_grad_(False)
         check_called(model, task, network)
 
@@ -151,7 +157,7 @@ class ZeroCost:
 
         batches = range(len(task.batches) if self.method == "snip" else 1)
         units: list[Unit] = [(repr(self), batch) for batch in batches]
-        return np.array(sweep.run("zero cost", units, compute))
+        return np.array(at.study.run("zero cost", units, compute))
 
     def _orthogonal(self, model: nn.Module, task: Task, network: Network) -> list[float]:
         names = [layer.name for layer in network.layers]

@@ -10,7 +10,6 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from scipy.stats import spearmanr
@@ -95,16 +94,18 @@ def _budget(problem: Problem, option: str) -> Budget:
 
 def uniform(task: mp.Task, bits: int, verifier: Verifier) -> list[Measured]:
     net = mp.trace(task.model, task.batches[0])
-    options: list[Any] = [mp.options(f"w{size}a{bits}")[0] for size in SIZES]
     names = [name for layer in net.layers for name in layer.modules]
-    return [verifier(dict.fromkeys(names, option)) for option in options]
+    found = []
+    for size in SIZES:
+        option = mp.options(f"w{size}a{bits}")[0]
+        given: dict[str, mp.Option] = dict.fromkeys(names, option)
+        found.append(verifier(given))
+    return found
 
 
 def correlations(rows: Sequence[Judged]) -> Floats:
     """(M, M) Spearman's rank correlation of every two tables."""
-    ranks: Floats = np.array(
-        [[spearmanr(a.entries(), b.entries()).statistic for b in rows] for a in rows]
-    )
+    ranks: Floats = np.array([[spearmanr(a.entries(), b.entries())[0] for b in rows] for a in rows])
     return ranks
 
 

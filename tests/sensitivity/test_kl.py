@@ -245,7 +245,10 @@ def test_a_loss_that_is_no_number_is_an_error(
 
 @pytest.mark.parametrize(
     ("option", "message"),
-    [("nf4/fp16", "cannot quantize to 'nf4'"), ("int4/fp16+gptq", "names method 'gptq'")],
+    [
+        ("log4/fp16", "cannot quantize weights to 'log4'"),
+        ("int4/fp16+later", "names method 'later'"),
+    ],
 )
 def test_what_is_not_supported_yet_is_an_error(option: str, message: str) -> None:
     model, x = _small()

@@ -24,8 +24,8 @@ from mpsearch.sensitivity.jsd import JSD, jensen_shannon
 from mpsearch.sensitivity.kl import KL
 from mpsearch.sensitivity.loss import Loss
 from mpsearch.sensitivity.mse import MSE
-from mpsearch.sensitivity.one_at_a_time import Context
 from mpsearch.sensitivity.sqnr import SQNR
+from mpsearch.sensitivity.surroundings import Context
 from mpsearch.sweep import Sweep
 from mpsearch.tables import Floats, Table
 from mpsearch.task import Task

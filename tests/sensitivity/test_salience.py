@@ -13,9 +13,10 @@ from torch.nn import functional as F
 from mpsearch.formats import options
 from mpsearch.network import Network
 from mpsearch.protocols import Estimator
+from mpsearch.quant.input_hessian import as_rows
 from mpsearch.quant.integers import round_trip
 from mpsearch.quant.recipe import Recipe
-from mpsearch.sensitivity.input_hessian import InputHessians, as_rows
+from mpsearch.sensitivity.input_hessian import input_hessians
 from mpsearch.sensitivity.labels import cross_entropy
 from mpsearch.sensitivity.relative_error import watching
 from mpsearch.sensitivity.salience import Method, Salience, group_salience, outliers, stiffness
@@ -150,7 +151,7 @@ def test_hessians_are_those_of_what_each_row_of_a_weight_meets() -> None:
     model, batches, _ = mixed()
     model, x = model.double(), batches[0].double()
     layers = stored(model, trace(model, x))
-    hessians = InputHessians.of(Task(model, [x]), layers)
+    hessians = input_hessians(Task(model, [x]), layers)
     wrote: dict[str, Tensor] = {}
 
     def see(name: str, _: Tensor | None, output: Tensor) -> None:
@@ -189,7 +190,7 @@ def test_hessians_that_do_not_fit_together_are_made_apart(monkeypatch: pytest.Mo
     model, batches, _ = mixed()
     task = Task(model, batches)
     together = _estimate(task, Salience("gptq"))
-    monkeypatch.setattr("mpsearch.sensitivity.input_hessian._ELEMENTS", 1)
+    monkeypatch.setattr("mpsearch.quant.input_hessian._ELEMENTS", 1)
     apart = _estimate(task, Salience("gptq"))
     np.testing.assert_allclose(apart.values, together.values, rtol=1e-12)
 

@@ -131,7 +131,7 @@ def test_pinned_layers_keep_their_option() -> None:
 
 @pytest.mark.parametrize(
     ("option", "message"),
-    [("nf4/fp16", "cannot quantize to 'nf4'"), ("int4/fp16+gptq", "names method 'gptq'")],
+    [("log4/fp16", "cannot quantize weights to 'log4'"), ("int4/fp16+gptq", "names method 'gptq'")],
 )
 def test_what_is_not_supported_yet_is_an_error(option: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):

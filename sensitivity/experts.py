@@ -1,0 +1,300 @@
+"""How much rounding an expert costs, by how often and how firmly tokens are sent to it.
+
+From MC-MoE (Huang et al. 2025, "Mixture Compressor for Mixture-of-Experts LLMs Gains More", arXiv
+2410.06270, section 3.2): ``phi^alpha w^beta eps^gamma`` of each expert at each bit-width.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mpsearch.batches import call, checked, tensor_of
+from mpsearch.formats import Option
+from mpsearch.network import Layer, Network
+from mpsearch.places import expert_of, finer
+from mpsearch.quant.bench import Bench, changes
+from mpsearch.quant.recipe import Recipe
+from mpsearch.sweep import Sweep, Unit
+from mpsearch.tables import Floats, Table
+from mpsearch.task import Task
+from mpsearch.tracing import check_deterministic
+
+_TOP_K = ("top_k", "num_experts_per_tok", "k")
+
+
+@dataclass(frozen=True)
+class McMoe:
+    """``phi^alpha w^beta eps^gamma``, in blocks of experts among which a router sends tokens.
+
+    - phi is an expert's share of the tokens sent: how often it is among a token's ``top_k``.
+    - w is its share of the routing weights of those tokens: softmax of the router, not
+      renormalised over the ``top_k``.
+    - eps is ``||MoE(x) - MoE'(x)||_F``, what the block writes with this expert alone at the option,
+      weights and inputs; added up over batches.
+
+    The paper gives gamma as 2; the program that made its published allocations takes 1, which all
+    of them follow, so that is what is here by default. Later blocks write far larger numbers, so
+    across blocks eps is taken as a share of ``||MoE(x)||_F`` (as the paper does not, which decides
+    in one block at a time): within a block that changes nothing.
+
+    Layers that are in no expert have no such score; each must be pinned to one option. The table is
+    of ``finer(network, "expert").layers``. Experts that share a parameter have to be taken apart
+    first: :func:`mpsearch.quant.unfusing.unfused`. The recipe's corrections are left out. The
+    standard error is that of eps over batches.
+
+    Attributes:
+        alpha: Of how often an expert is asked.
+        beta: Of how firmly.
+        gamma: Of what its rounding does.
+        relative: Whether eps is a share of what the block writes.
+        top_k: Experts a token is sent to, where the block does not say so itself.
+    """
+
+    alpha: float = 1.0
+    beta: float = 1.5
+    gamma: float = 1.0
+    relative: bool = True
+    top_k: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse exponents that turn the order around."""
+        for name in ("alpha", "beta", "gamma"):
+            value = getattr(self, name)
+            if not 0 <= value < float("inf") or (name == "gamma" and value == 0):
+                raise ValueError(f"{name} is {value!r}; wanted a number above 0")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k is {self.top_k!r}; wanted at least 1 expert a token")
+
+    def estimate(
+        self,
+        task: Task,
+        network: Network,
+        options: Sequence[Option],
+        *,
+        recipe: Recipe,
+        sweep: Sweep,
+    ) -> Table:
+        """Table of rank scores.
+
+        Raises:
+            ValueError: A network without experts, layers that are neither experts nor pinned, a
+                block without a router that can be told, or options it cannot work with.
+        """
+        check_deterministic(task.model, checked(task.batches)[0])
+        for option in options:
+            changes(option)  # refuses what cannot be quantized to, before the long part
+        fine = finer(network, "expert")
+        mask = fine.mask(options)
+        blocks = _blocks(fine, mask.sum(axis=1) == 1)
+        names = [name for layer in fine.layers for name in layer.modules]
+        bench = Bench(task.model, task.batches, names, replace(recipe, corrections=()))
+        values, stderr = np.zeros(mask.shape), np.zeros(mask.shape)
+        for name, rows in blocks.items():
+            block = Block(bench, task.batches, name, [fine.layers[row] for row in rows])
+            values[rows], stderr[rows] = self._scores(block, options, sweep)
+        doubt = stderr if len(task.batches) > 1 else None
+        unit = "rank score (MC-MoE)"
+        return Table(fine.layers, tuple(options), values, unit, stderr=doubt, allowed=mask)
+
+    def _scores(
+        self, block: "Block", options: Sequence[Option], sweep: Sweep
+    ) -> tuple[Floats, Floats]:
+        """(experts, options) scores, and their standard errors."""
+        count, key = len(block.experts), (block.name, self.top_k or 0)
+        (routed,) = sweep.run("mc-moe routing", [key], lambda _: block.routed(self.top_k))
+        frequency, weight = np.reshape(routed[: 2 * count], (2, count))
+        units: list[Unit] = [
+            (block.name, number, str(option)) for number in range(count) for option in options
+        ]
+        named = {str(option): option for option in options}
+
+        def compute(unit: Unit) -> list[float]:
+            return block.errors(int(unit[1]), named[str(unit[2])])
+
+        found = np.reshape(sweep.run("mc-moe", units, compute), (count, len(options), -1))
+        if self.relative:
+            found = found / (sum(routed[2 * count :]) or 1.0)
+        eps, batches = found.sum(axis=-1), found.shape[-1]
+        values = objective(frequency, weight, eps, self.alpha, self.beta, self.gamma)
+        spread = found.std(axis=-1, ddof=1) * batches**0.5 if batches > 1 else np.zeros(eps.shape)
+        share = np.divide(spread, eps, out=np.zeros(eps.shape), where=eps > 0)
+        return values, values * self.gamma * share
+
+
+def objective(
+    frequency: Floats,
+    weight: Floats,
+    eps: Floats,
+    alpha: float = 1.0,
+    beta: float = 1.5,
+    gamma: float = 1.0,
+) -> Floats:
+    """(experts, options) ``phi^alpha w^beta eps^gamma`` of one block.
+
+    From (experts,) counts, (experts,) sums of routing weights, and (experts, options) eps.
+    """
+    asked = (frequency / frequency.sum()) ** alpha * (weight / weight.sum()) ** beta
+    scores: Floats = asked[:, None] * eps**gamma
+    return scores
+
+
+def _blocks(network: Network, pinned: Any) -> dict[str, list[int]]:
+    """The layers that are experts of each block; ``ValueError`` where others have a choice."""
+    found: dict[str, list[int]] = {}
+    for row, layer in enumerate(network.layers):
+        expert = expert_of(layer)
+        if expert is not None:
+            block = expert.rpartition(".experts.")[0] if ".experts." in expert else ""
+            found.setdefault(block, []).append(row)
+        elif not pinned[row]:
+            raise ValueError(
+                f"layer {layer.name!r} is in no expert, so it has no score by MC-MoE; pin it to one"
+                " option, skip it, or use granular, which scores experts as any layer"
+            )
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """A router and its experts in a bench's copy of the model.
+
+    Attributes:
+        bench: Whose recipe corrects nothing.
+        batches: What it is run on.
+        name: Of the module that has both.
+        experts: Those that run.
+    """
+
+    bench: Bench
+    batches: Sequence[Any]
+    name: str
+    experts: Sequence[Layer]
+    _kept: list[Any] = field(default_factory=list, init=False, repr=False)
+
+    @property
+    def _module(self) -> nn.Module:
+        return self.bench.model.get_submodule(self.name)
+
+    def routed(self, top_k: int | None) -> list[float]:
+        """How often each expert is asked, its summed weights, and each batch's norm of outputs."""
+        numbers = [int(str(expert_of(one)).rpartition(".")[2]) for one in self.experts]
+        router = self._router(max(numbers) + 1)
+        k = top_k or self._top_k(router)
+        rows, _ = [0.0] * (2 * len(self.experts)), self._inputs
+        with _watched(router) as seen:
+            norms = self._norms(self._outputs())
+        weight, bias = router.get_parameter("weight"), getattr(router, "bias", None)
+        for args, kwargs in seen:
+            x = next(v for v in [*args, *kwargs.values()] if isinstance(v, Tensor))
+            logits = nn.functional.linear(x.reshape(-1, x.shape[-1]), weight, bias)
+            if k > logits.shape[-1]:
+                raise ValueError(f"top_k is {k}, and {self._said} has {logits.shape[-1]} experts")
+            value, chosen = logits.double().softmax(-1).topk(k)
+            for place, number in enumerate(numbers):
+                rows[place] += float((chosen == number).sum())
+                rows[len(numbers) + place] += float(value[chosen == number].sum())
+        if not sum(rows):
+            raise ValueError(
+                f"the router of {self._said} sends nothing to the experts that are layers here;"
+                " set top_k to what the block itself takes"
+            )
+        return rows + norms
+
+    def errors(self, number: int, option: Option) -> list[float]:
+        """For each batch the norm of what the output changes by with one expert at an option."""
+        if not changes(option):
+            return [0.0] * len(self.batches)
+        float_ = self._outputs()
+        with self.bench.at(dict.fromkeys(self.experts[number].modules, option)):
+            rounded = self._outputs()
+        pairs = zip(rounded, float_, strict=True)
+        found = self._norms([[x - y for x, y in zip(*calls, strict=True)] for calls in pairs])
+        if not np.isfinite(found).all():
+            raise ValueError(
+                f"expert {self.experts[number].name!r} at {str(option)!r}: the output of its block"
+                " is not finite; check the model on these batches, which may be out of range in"
+                " half precision"
+            )
+        return found
+
+    def _norms(self, outputs: Sequence[Sequence[Tensor]]) -> list[float]:
+        return [sum(float(x.double().square().sum()) for x in calls) ** 0.5 for calls in outputs]
+
+    @torch.no_grad()
+    def _outputs(self) -> list[list[Tensor]]:
+        """What the block writes, for each batch and call."""
+        module = self._module
+        return [
+            [tensor_of(module(*args, **kwargs)) for args, kwargs in calls] for calls in self._inputs
+        ]
+
+    @property
+    @torch.no_grad()
+    def _inputs(self) -> list[list[Any]]:
+        """What the block reads in float, for each batch and call; read once."""
+        for batch in self.batches[len(self._kept) :]:
+            with _watched(self._module) as seen:
+                call(self.bench.model, batch)
+            self._kept.append(seen)
+        return self._kept
+
+    @property
+    def _said(self) -> str:
+        return f"block {self.name!r}" if self.name else "the model"
+
+    def _router(self, experts: int) -> nn.Module:
+        """The one module beside the experts whose weight has a row for each of them."""
+        inside = self._module.get_submodule("experts")
+        held = set(inside.modules())
+        if isinstance(inside, nn.ModuleList):
+            experts = len(inside)
+        found: dict[str, nn.Module] = {
+            name: module
+            for name, module in self._module.named_modules()
+            if module not in held
+            and (weight := module._parameters.get("weight")) is not None  # noqa: SLF001
+            and weight.dim() == 2
+            and len(weight) == experts
+        }
+        if len(found) != 1:
+            said = ", ".join(map(repr, found)) or "none"
+            raise ValueError(
+                f"{self._said} has {said} beside its experts with a weight of {experts} rows;"
+                " wanted one, its router"
+            )
+        (router,) = found.values()
+        return router
+
+    def _top_k(self, router: nn.Module) -> int:
+        """How many experts a token is sent to, as the block or its router says."""
+        said = [vars(one).get(name) for one in (self._module, router) for name in _TOP_K]
+        for value in said:
+            if isinstance(value, int) and value > 0:
+                return value
+        raise ValueError(
+            f"{self._said} does not say how many experts a token is sent to (in 'top_k'); set"
+            " McMoe(top_k=...)"
+        )
+
+
+@contextmanager
+def _watched(module: nn.Module) -> Iterator[list[Any]]:
+    """Collects the arguments of each call."""
+    seen: list[Any] = []
+
+    def kept(x: Any) -> Any:
+        return x.detach().clone() if isinstance(x, Tensor) else x  # it may be changed in place
+
+    def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
+        seen.append((tuple(map(kept, args)), {key: kept(x) for key, x in kwargs.items()}))
+
+    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield seen
+    finally:
+        handle.remove()
