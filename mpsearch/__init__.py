@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from mpsearch import export
     from mpsearch.allocation import Allocation, Infeasible
     from mpsearch.choosing import Choice, choose
+    from mpsearch.distilling import distilled
     from mpsearch.documents import load_problem, load_table, save_problem, save_table
     from mpsearch.formats import Format, Option, options
     from mpsearch.fronts import frontier
+    from mpsearch.kernels.running import quantize
     from mpsearch.network import Layer, Network, numbered
     from mpsearch.pareto import Frontier
     from mpsearch.pipeline import (
@@ -27,12 +29,14 @@ if TYPE_CHECKING:
         search,
         solve,
     )
+    from mpsearch.places import finer
     from mpsearch.problem import Budget, Constraint, Interaction, Problem, Solution, Status
     from mpsearch.protocols import Backend, Estimator, HardwareModel, Solver
-    from mpsearch.quant.model import quantize, quantized_like
+    from mpsearch.quant.model import quantized_like
     from mpsearch.quant.recipe import Recipe
     from mpsearch.questions import Nested, nested, tolerance, top_k
     from mpsearch.reading import BadDocument
+    from mpsearch.split_budget import Grid, Split, split
     from mpsearch.sweep import Sweep
     from mpsearch.tables import Stages, Table
     from mpsearch.task import Task
@@ -45,6 +49,7 @@ __version__ = "0.1.0"
 _HOME = {
     "allocation": "Allocation Infeasible",
     "choosing": "Choice choose",
+    "distilling": "distilled",
     "documents": "load_problem load_table save_problem save_table",
     "formats": "Format Option options",
     "network": "Layer Network numbered",
@@ -52,11 +57,14 @@ _HOME = {
     "fronts": "frontier",
     "pipeline": "Allocator Search cost costs estimate search solve",
     "questions": "Nested nested tolerance top_k",
+    "places": "finer",
     "problem": "Budget Constraint Interaction Problem Solution Status",
     "protocols": "Backend Estimator HardwareModel Solver",
-    "quant.model": "quantize quantized_like",
+    "kernels.running": "quantize",
+    "quant.model": "quantized_like",
     "quant.recipe": "Recipe",
     "reading": "BadDocument",
+    "split_budget": "Grid Split split",
     "sweep": "Sweep",
     "tables": "Stages Table",
     "task": "Task",
@@ -76,6 +84,7 @@ __all__ = [
     "Estimator",
     "Format",
     "Frontier",
+    "Grid",
     "HardwareModel",
     "Infeasible",
     "Interaction",
@@ -88,6 +97,7 @@ __all__ = [
     "Search",
     "Solution",
     "Solver",
+    "Split",
     "Stages",
     "Status",
     "Sweep",
@@ -96,8 +106,10 @@ __all__ = [
     "choose",
     "cost",
     "costs",
+    "distilled",
     "estimate",
     "export",
+    "finer",
     "frontier",
     "load_problem",
     "load_table",
@@ -111,6 +123,7 @@ __all__ = [
     "save_table",
     "search",
     "solve",
+    "split",
     "tolerance",
     "top_k",
     "trace",

@@ -130,8 +130,20 @@ class Allocation(Mapping[str, Option]):
         return len(self.layers)
 
     def by_module(self) -> dict[str, Option]:
-        """The option of every module: what an exporter writes."""
-        return {m: option for name, option in self.items() for m in self.modules[name]}
+        """The option of every module: what an exporter writes.
+
+        Raises:
+            ValueError: Layers that share a module, as its channels do: it has no option of its own.
+        """
+        owners: dict[str, str] = {}
+        for name in self:
+            for module in self.modules[name]:
+                if owners.setdefault(module, name) != name:
+                    raise ValueError(
+                        f"layers {owners[module]!r} and {name!r} are parts of module {module!r},"
+                        " which has no option of its own; run such a mix by mpsearch.quant.Mixed"
+                    )
+        return {module: self[name] for module, name in owners.items()}
 
     def document(self) -> dict[str, Any]:
         """The allocation as ``mpsearch/allocation/1``."""

@@ -121,8 +121,10 @@ def _choices(verb: argparse.ArgumentParser) -> None:
 
 def _recipe(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--ranges", choices=["mse", "minmax"], help="how weight ranges are chosen")
-    verb.add_argument("--corrections", help="moments (the default) or none")
-    verb.add_argument("--samples", type=int, help="samples that corrections look at")
+    verb.add_argument("--rounding", help="nearest (the default), gptq, decoupleq, ...")
+    verb.add_argument("--corrections", help="moments (the default), bias, batchnorm or none")
+    verb.add_argument("--preparations", help="none (the default), fold, smooth or rotate")
+    verb.add_argument("--samples", type=int, help="samples that roundings and corrections look at")
 
 
 def _work(verb: argparse.ArgumentParser) -> None:
@@ -132,6 +134,12 @@ def _work(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--seed", type=int, default=0)
     verb.add_argument("--cache", metavar="DIR", help="keep results there, and go on from them")
     verb.add_argument("--workers", type=int, default=1)
+    verb.add_argument(
+        "--memory",
+        default="4GB",
+        help="most that samples are run and kept in (4GB)",
+        metavar="SIZE",
+    )
 
 
 def _output(verb: argparse.ArgumentParser, what: str) -> None:
@@ -160,6 +168,8 @@ def _search(verb: argparse.ArgumentParser) -> None:
         help="a hardware model, such as size or bitops:nncf; repeatable (size, bitops)",
     )
     verb.add_argument("--device", help="a device, whose model prices it; see: list devices")
+    verb.add_argument("--batch", type=int, default=1, help="samples the measured model times")
+    verb.add_argument("--rounds", type=int, default=30, help="calls of each kernel it times")
     verb.add_argument("--solver", default="auto")
     verb.add_argument("--points", type=int, default=60, help="most points of the frontier")
     verb.add_argument("--measure", type=int, default=3, help="points of the frontier run for real")

@@ -30,7 +30,12 @@ _OURS: dict[str, dict[str, str]] = {
         "weight-error": "mpsearch.sensitivity.weight_error:WeightError",
         "interactions": "mpsearch.sensitivity.interactions:Interactions",
         "coverage": "mpsearch.sensitivity.coverage:Coverage",
+        "metric-decoupled": "mpsearch.sensitivity.metric_decoupled:MetricDecoupled",
+        "calibrated": "mpsearch.sensitivity.calibrated:Calibrated",
+        "granular": "mpsearch.sensitivity.granular:Granular",
+        "mc-moe": "mpsearch.sensitivity.experts:McMoe",
     },
+    "data": {"zeroq": "mpsearch.sensitivity.zeroq:ZeroQ"},
     "hwmodels": {
         "size": "mpsearch.hwmodels.size:Size",
         "bitops": "mpsearch.hwmodels.bitops:BitOps",
@@ -73,8 +78,11 @@ _OURS: dict[str, dict[str, str]] = {
         "digits": "mpsearch.demo.digits:task",
     },
     "backends": {
+        "cpu-packed": "mpsearch.kernels.packed:Packed",
+        "onnx": "mpsearch.kernels.onnx_runtime:OnnxRuntime",
         "onednn": "mpsearch.kernels.onednn:OneDnn",
         "plain": "mpsearch.kernels.plain:Plain",
+        "torch-cpu": "mpsearch.kernels.torch_cpu:TorchCpu",
     },
     "devices": {},  # data files, see below
 }

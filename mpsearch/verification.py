@@ -5,7 +5,7 @@ the task's metrics; accuracy alone is blind on easy data.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -77,11 +77,12 @@ def measure(model: nn.Module, task: Task, reference: Sequence[Tensor]) -> Measur
     """How far ``model`` is from the float outputs ``reference`` on the task's held-out batches."""
     each: list[float] = []
     error = power = 0.0
-    found = outputs(model, task.heldout)
-    for one, other in zip(reference, found, strict=True):
-        each += divergence(one, other).tolist()
-        error += (other.double() - one.double()).square().sum().item()
-        power += one.double().square().sum().item()
+    with evaluating(model):
+        for one, batch in zip(reference, task.heldout, strict=True):
+            other = tensor_of(call(model, batch))  # of one batch at a time
+            each += divergence(one, other).tolist()
+            error += (other.double() - one.double()).square().sum().item()
+            power += one.double().square().sum().item()
     if not all(math.isfinite(x) for x in each):
         raise ValueError(
             "the quantized network's output is not finite on held-out data; look for NaN or"
@@ -93,12 +94,21 @@ def measure(model: nn.Module, task: Task, reference: Sequence[Tensor]) -> Measur
 
 @dataclass(frozen=True, eq=False)
 class Verifier:
-    """Quantizes allocations of one task for real and measures them; each distinct one once."""
+    """Quantizes allocations of one task for real and measures them; each distinct one once.
+
+    Attributes:
+        task: What is quantized, and what judges it.
+        recipe: How.
+        reference: The float network's output on each held-out batch.
+        done: What was measured, by the options of all modules.
+        quantize: What makes the quantized network; such as one on a backend's kernels.
+    """
 
     task: Task
     recipe: Recipe
     reference: tuple[Tensor, ...]
     done: dict[tuple[tuple[str, str], ...], Measured]
+    quantize: Callable[..., nn.Module] = quantize
 
     @classmethod
     def of(cls, task: Task, recipe: Recipe | Mapping[str, Any] | None = None) -> "Verifier":
@@ -118,7 +128,7 @@ class Verifier:
         """Quantize modules at their options, and measure."""
         key = tuple(sorted((module, str(option)) for module, option in options.items()))
         if key not in self.done:
-            model = quantize(self.task.model, options, self.task.batches, self.recipe)
+            model = self.quantize(self.task.model, options, self.task.batches, self.recipe)
             self.done[key] = measure(model, self.task, self.reference)
         return self.done[key]
 

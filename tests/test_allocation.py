@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -197,3 +198,9 @@ def test_no_document_crashes_with_anything_but_a_bad_document(data: st.DataObjec
             continue
         with contextlib.suppress(BadDocument):
             reader(parse(text, "fuzz.json"))
+
+
+def test_parts_of_a_module_have_no_option_of_their_module_s() -> None:
+    apart = replace(allocation(), modules=dict.fromkeys(allocation().modules, ("one",)))
+    with pytest.raises(ValueError, match="are parts of module 'one', which has no option of its"):
+        apart.by_module()

@@ -154,6 +154,8 @@ def test_a_task_file_that_is_none_is_explained(
         (["--options", "w4"], "no option is written 'w4'"),
         (["--workers", "4"], "this version runs 1"),
         (["--corrections", "magic"], "magic"),
+        (["--rounding", "up"], "rounding has 'up'; known are 'nearest', 'gptq'"),
+        (["--preparations", "melt"], "preparations has 'melt'"),
     ],
 )
 def test_flags_that_make_no_sense_are_explained(

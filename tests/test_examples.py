@@ -15,6 +15,7 @@ EXAMPLES: dict[str, list[str]] = {
     "microcontroller.py": [],
     "save_and_load.py": [],
     "nas_loop.py": ["--trials", "4", "--steps", "40"],
+    "latency_on_this_cpu.py": ["--width=32", "--depth=4", "--steps=60", "--rounds=15"],
 }
 ELSEWHERE = {  # tests that run them
     "train_digits.py": "tests/demo",
@@ -54,6 +55,16 @@ def test_the_frontier_s_losses_fall_as_its_bytes_grow(tmp_path: Path) -> None:
 
 def test_the_saved_model_computes_the_same(tmp_path: Path) -> None:
     assert "the same outputs: True" in example("save_and_load.py", tmp_path)
+
+
+def test_mixed_beats_uniform_on_this_cpu_or_it_is_said_that_it_does_not(tmp_path: Path) -> None:
+    said = example("latency_on_this_cpu.py", tmp_path)
+    rows = re.findall(r"(\S+) ms \+- \S+  KL (\S+) \+- \S+  (.+)", said)
+    assert len(rows) > 3
+    assert all(float(seconds) > 0 and float(kl) >= 0 for seconds, kl, _ in rows)
+    verdicts = re.findall(r"(mixed|no mixed allocation) beats uniform (\S+):", said)
+    assert [rival for _, rival in verdicts] == ["fp32/fp32", "bf16/bf16", "int8/int8"]
+    assert verdicts[0][0] == "no mixed allocation"  # nothing loses less than nothing, surely
 
 
 def test_every_example_is_run_by_a_test() -> None:

@@ -52,7 +52,7 @@ def test_a_third_party_does_not_replace_ours() -> None:
 
 def test_unknown_kinds_and_names_say_what_there_is() -> None:
     with pytest.raises(
-        LookupError, match="no kind is named 'solver'; kinds are sensitivity, hwmodels"
+        LookupError, match="no kind is named 'solver'; kinds are sensitivity, data, hwmodels"
     ):
         registry.names("solver")
     with pytest.raises(LookupError, match="no device is named 'h9000'; there are "):

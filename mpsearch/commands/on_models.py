@@ -5,7 +5,7 @@ import shlex
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -25,11 +25,13 @@ from mpsearch.commands.said import (
     verdict,
     writable,
 )
+from mpsearch.commands.timed import Machine, compared
 from mpsearch.documents import TABLE, cost_document, save_problem, save_table
 from mpsearch.loading import load_task
 from mpsearch.network import Network
 from mpsearch.pareto import Frontier
 from mpsearch.problem import Problem
+from mpsearch.protocols import HardwareModel
 from mpsearch.quant.recipe import Recipe
 from mpsearch.reading import write_bytes
 from mpsearch.report.data import Report, Run
@@ -48,31 +50,53 @@ def search(arguments: Namespace) -> Said:
     """Find an allocation within budgets, and run it for real."""
     for path in _files(arguments):
         writable(path)
-    models = _models(arguments)
+    models, sweep = _models(arguments), _sweep(arguments)
     budgets = pairs(arguments.budget, "NAME=VALUE")
     clock = [time.perf_counter()]
     task = load_task(arguments.task, text=arguments.text)
-    found = _found(task, arguments, budgets, models)
+    machine, priced = _priced(task, arguments, models, sweep)
+    found = _found(task, arguments, budgets, priced, sweep)
     clock.append(time.perf_counter())
     along = next(iter(budgets), found.problem.costs[0].name)
-    sweep = _sweep(arguments)
     front = fronts.frontier(found.problem, along, points=arguments.points, sweep=sweep)
     front = replace(front, recipe=found.allocation.recipe, provenance=found.allocation.provenance)
     clock.append(time.perf_counter())
     answer = found.allocation
     points: tuple[Run, ...] = ()
     if task.heldout and not arguments.no_verify:
-        answer, points = _verified(task, found, front, along, arguments)
+        answer, points = _verified(task, found, front, along, arguments, machine)
     clock.append(time.perf_counter())
     steps = ("search took", "frontier took", "verification took")
     facts = {s: f"{b - a:.1f} s" for s, (a, b) in zip(steps, pairwise(clock), strict=True)}
     facts = {"command": shlex.join(["mpsearch", *sys.argv[1:]])} | facts
+    if machine is not None:
+        facts["latency measured"] = machine.said()
     report = _report(arguments.task, found.problem, answer, front, along, points, facts)
     return _written(report, found, arguments)
 
 
+def _priced(
+    task: Task, arguments: Namespace, models: tuple[str, ...], sweep: Sweep
+) -> tuple[Machine | None, tuple[str | HardwareModel, ...]]:
+    """The models, and the machine where one measures: then networks run on it, and bytes count."""
+    measured = [model for model in models if model.partition(":")[0] == "measured"]
+    if not measured:
+        return None, models
+    if len(measured) > 1:
+        raise ValueError(f"one backend is measured at a time, got {', '.join(measured)}; name one")
+    network = _network(task, arguments)
+    machine = Machine.of(measured[0], task, arguments.batch, arguments.rounds)
+    made = machine.model(task, network, sweep)
+    priced = tuple(made if model == measured[0] else model for model in models)
+    return machine, priced if "size" in models else (*priced, "size")
+
+
 def _found(
-    task: Task, arguments: Namespace, budgets: Mapping[str, str], models: tuple[str, ...]
+    task: Task,
+    arguments: Namespace,
+    budgets: Mapping[str, str],
+    models: tuple[str | HardwareModel, ...],
+    sweep: Sweep,
 ) -> pipeline.Search:
     return pipeline.search(
         task,
@@ -85,7 +109,7 @@ def _found(
         pin=pairs(arguments.pin, "REGEX=OPTION"),
         skip=arguments.skip,
         seed=arguments.seed,
-        sweep=_sweep(arguments),
+        sweep=sweep,
     )
 
 
@@ -106,16 +130,27 @@ def _written(report: Report, found: pipeline.Search, arguments: Namespace) -> Sa
     if arguments.picture:
         write_bytes(arguments.picture, frontier_svg(report).encode())
     wrote = [f"wrote {path}" for path in _files(arguments) if path]
-    prose = [allocation_table(answer), runs_table(report), "\n".join([verdict(answer), *wrote])]
+    timed = [compared(report.runs)] if "latency measured" in report.facts else []
+    last = "\n".join([verdict(answer), *timed, *wrote])
+    prose = [allocation_table(answer), runs_table(report), last]
     return Said(answer.document(), "\n\n".join(prose))
 
 
 def _verified(
-    task: Task, found: pipeline.Search, front: Frontier, along: str, arguments: Namespace
+    task: Task,
+    found: pipeline.Search,
+    front: Frontier,
+    along: str,
+    arguments: Namespace,
+    machine: Machine | None,
 ) -> tuple[Allocation, tuple[Run, ...]]:
     """The allocation measured, beside every uniform option and some points of the frontier."""
     sweep, problem = _sweep(arguments), found.problem
+    if machine is not None:
+        task = machine.timing(task)
     verifier = Verifier.of(task, found.recipe)
+    if machine is not None:
+        verifier = replace(verifier, quantize=machine.quantize)
     choices = {f"uniform {o}": problem.loss.uniform(o) for o in problem.loss.options}
     others = {name: named(problem, choice) for name, choice in choices.items() if choice}
     answer = measure(task, found.allocation, others=others, verifier=verifier, sweep=sweep)
@@ -123,10 +158,10 @@ def _verified(
     chosen = sorted({round(i * (len(front) - 1) / max(spread - 1, 1)) for i in range(spread)})
     measured = verify_frontier(front, chosen, verifier, sweep)
     runs = [
-        Run(f"point {i}", front[i].cost[along], front[i].loss, m.mean, m.stderr, m.metrics)
+        _run(f"point {i}", front[i].cost, along, front[i].loss, m.document())
         for i, m in measured.items()
     ]
-    return answer, tuple(runs)
+    return answer if machine is None else machine.named(answer), tuple(runs)
 
 
 def _report(
@@ -138,32 +173,38 @@ def _report(
     points: tuple[Run, ...],
     facts: Mapping[str, str],
 ) -> Report:
-    loss, cost = problem.loss, next(c for c in problem.costs if c.name == along)
+    loss = problem.loss
     measured = dict(answer.measured or {})
     baselines = measured.get("baselines", {})
     uniform = []
     for option in loss.options:
         choice = loss.uniform(option)
         if choice is not None:
-            was = baselines.get(f"uniform {option}", {})
-            uniform.append(
-                _run(f"uniform {option}", cost.total(choice), problem.total(choice), was)
-            )
-    others = [_run("this allocation", answer.cost[along], answer.loss, measured)]
+            costs = {cost.name: cost.total(choice) for cost in problem.costs}
+            name = f"uniform {option}"
+            was = baselines.get(name, {})
+            uniform.append(_run(name, costs, along, problem.total(choice), was))
+    others = [_run("this allocation", answer.cost, along, answer.loss, measured)]
     if answer.template is not None:
-        was = baselines.get("template", {})
-        others.append(_run("type template", answer.template.cost[along], answer.template.loss, was))
+        rival, was = answer.template, baselines.get("template", {})
+        others.append(_run("type template", rival.cost, along, rival.loss, was))
     return Report(title, answer, front, along, loss, points, tuple(uniform), tuple(others), facts)
 
 
-def _run(name: str, cost: float, predicted: float, was: Mapping[str, Any]) -> Run:
+def _run(
+    name: str, costs: Mapping[str, float], along: str, predicted: float, was: Mapping[str, Any]
+) -> Run:
+    """Beside the cost along the frontier, its bytes."""
     mean = was.get("kl", was.get("relative_mse"))
-    return Run(name, cost, predicted, mean, was.get("stderr"), was.get("metrics", {}))
+    size = {key: value for key, value in costs.items() if key == "size" != along}
+    metrics = was.get("metrics", {})
+    return Run(name, costs[along], predicted, mean, was.get("stderr"), metrics, size)
 
 
 def sensitivity(arguments: Namespace) -> Said:
     """Write the table of predicted losses."""
     writable(arguments.output)
+    sweep = _sweep(arguments)
     task = load_task(arguments.task, text=arguments.text)
     made = pipeline.estimate(
         task,
@@ -172,7 +213,7 @@ def sensitivity(arguments: Namespace) -> Said:
         network=_network(task, arguments),
         recipe=_recipe(arguments),
         seed=arguments.seed,
-        sweep=_sweep(arguments),
+        sweep=sweep,
     )
     return _saved_table(made, arguments.output)
 
@@ -240,14 +281,16 @@ def verify(arguments: Namespace) -> Said:
 
 
 def _recipe(arguments: Namespace) -> Recipe:
-    given = {"ranges": arguments.ranges, "samples": arguments.samples}
-    if arguments.corrections is not None:
-        names = re.split(r"[,\s]+", arguments.corrections)
-        given["corrections"] = [name for name in names if name not in ("", "none")]
+    given = {name: getattr(arguments, name) for name in ("ranges", "rounding", "samples")}
+    for steps in ("corrections", "preparations"):
+        if (named := getattr(arguments, steps)) is not None:
+            names = re.split(r"[,\s]+", named)
+            given[steps] = [name for name in names if name not in ("", "none")]
     return Recipe.read({key: value for key, value in given.items() if value is not None})
 
 
 def _sweep(arguments: Namespace) -> Sweep:
     if arguments.workers != 1:
         raise ValueError(f"got {arguments.workers} workers; this version runs 1")
-    return Sweep(progress=True, cache=Folder(arguments.cache) if arguments.cache else {})
+    cache: MutableMapping[str, Any] = Folder(arguments.cache) if arguments.cache else {}
+    return Sweep(progress=True, cache=cache, memory=arguments.memory)

@@ -82,6 +82,19 @@ class Integers(nn.Module):
         self.bias: Tensor | None = None if given is None else given.detach().float()
         self.plain = codes.codes.reshape(codes.shape).contiguous()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what is packed: that cannot be copied."""
+        return {name: value for name, value in self.__dict__.items() if name != "weight"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Pack again."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.weight = self.packed()
+
+    def packed(self) -> Tensor:
+        """The codes of the weight, as the operator reads them."""
+        raise NotImplementedError
+
     def codes(self, x: Tensor) -> Tensor:
         """The integers an input becomes, as uint8: those of a symmetric grid, moved up by 128."""
         scaled = torch.mul(x.float(), self.inverse).round_()
@@ -114,11 +127,18 @@ class Linear(Integers):
 
     def __init__(self, module: Stored) -> None:
         super().__init__(module)
-        self.weight = _OPS.qlinear_prepack(self.plain, None)
+        self.weight = self.packed()
+
+    def packed(self) -> Tensor:
+        """As linear layers read it."""
+        made: Tensor = _OPS.qlinear_prepack(self.plain, None)
+        return made
 
     def product(self, codes: Tensor) -> Tensor:
         """(..., out) from (..., in)."""
         grid = self.grid
+        if not codes.numel():  # the operator forgets axes of these
+            return self.reference(codes).float()
         found: Tensor = _OPS.qlinear_pointwise(
             codes, grid.scale, grid.zero, self.weight, self.scale, self.zeros, self.bias,
             1.0, 0, torch.float32, "none", [], "",
@@ -137,13 +157,20 @@ class Conv2d(Integers):
         super().__init__(module)
         of: Any = module
         self.moves = [list(of.stride), list(of.padding), list(of.dilation), of.groups]
+        self.weight = self.packed()
+
+    def packed(self) -> Tensor:
+        """As convolutions read it."""
         grid = self.grid
-        self.weight = _OPS.qconv_prepack(
+        made: Tensor = _OPS.qconv_prepack(
             self.plain, self.scale, grid.scale, grid.zero, *self.moves, None
         )
+        return made
 
     def product(self, codes: Tensor) -> Tensor:
         """(N, out, height, width) from (N, in, height, width)."""
+        if codes.dim() == 3:  # one image, alone
+            return self.product(codes[None])[0]
         grid = self.grid
         found: Tensor = _OPS.qconv2d_pointwise(
             codes, grid.scale, grid.zero, self.weight, self.scale, self.zeros, self.bias,

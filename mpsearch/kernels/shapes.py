@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mpsearch.formats import Option
 from mpsearch.network import Layer, Shape, Window
-from mpsearch.quant import activations, integers
+from mpsearch.quant import activations, encoding
 from mpsearch.quant.modules import store
 from mpsearch.quant.recipe import Recipe
 from mpsearch.tracing import output_first
@@ -74,14 +74,14 @@ def quantized(module: nn.Module, option: Option, x: Tensor) -> nn.Module:
     kernel for such a one packs the weight itself.
     """
     try:
-        form = integers.supported(option.weight)
+        form = encoding.supported(option.weight)
         inputs = activations.supported(option.activation)
     except ValueError:
         return module
     if form.base == "fp32" and inputs.kind == "full":
         return module
     weight: Any = module.weight
-    codes = integers.encode(output_first(weight, module), form, "minmax")
+    codes = encoding.encode(output_first(weight, module), form, "minmax")
     grid = None
     if x.is_floating_point():
         seen = activations.Seen()

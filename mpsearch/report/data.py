@@ -23,7 +23,8 @@ class Run:
         predicted: Its loss by the sensitivity table.
         measured: The mean over held-out samples.
         stderr: Standard error of ``measured``.
-        metrics: The task's own figures, by name.
+        metrics: The task's own figures, by name; one called as a cost is that cost, measured.
+        costs: What else it costs, by name.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Run:
     measured: float | None = None
     stderr: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    costs: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def loss(self) -> float | None:
@@ -81,13 +83,23 @@ class Report:
         rest = tuple(run for run in self.others if run is not self.mine)
         return (self.mine, *rest, *self.uniform, *self.points)
 
+    @cached_property
+    def costs(self) -> tuple[str, ...]:
+        """The costs that runs have, the one along the frontier first."""
+        others = (name for run in self.runs for name in run.costs)
+        return tuple(dict.fromkeys([self.cost, *others]))
+
     @property
     def unit(self) -> str:
         """What the cost counts."""
-        figure = self.allocation.figures.get(self.cost)
+        return self.unit_of(self.cost)
+
+    def unit_of(self, cost: str) -> str:
+        """What a cost of that name counts; nothing where it is not known."""
+        figure = self.allocation.figures.get(cost)
         if figure is not None:
             return figure.unit
-        return "" if self.frontier is None else self.frontier.units.get(self.cost, "")
+        return "" if self.frontier is None else self.frontier.units.get(cost, "")
 
     @property
     def limit(self) -> float | None:

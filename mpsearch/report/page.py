@@ -116,8 +116,7 @@ def _runs(report: Report) -> str:
     headers, rows = run_cells(report)
     base = _float_metrics(report.allocation)
     if base:
-        known = [number(base.get(head)) for head in headers]
-        rows.append(["unquantized", *known[1:]])
+        rows.append(["unquantized", *(_of_float(report, base, head) for head in headers[1:])])
     classes = [kind(run) for run in report.runs] + ["float"]
     named = {"+-": "±"}
     heads = [named.get(head, head) for head in headers]
@@ -125,6 +124,14 @@ def _runs(report: Report) -> str:
     caption = f"Loss in {report.allocation.unit}{doubt}."
     made = html_table(heads, rows, caption, classes)
     return _section("Predicted and measured", _scroll("predicted and measured losses", made))
+
+
+def _of_float(report: Report, base: Mapping[str, float], head: str) -> str:
+    """What the unquantized network has under a header: measured costs, and metrics."""
+    cost = head.removeprefix("measured ")
+    if cost not in report.costs:
+        return number(base.get(head))
+    return readable(base[cost], report.unit_of(cost)) if cost != head and cost in base else ""
 
 
 def _float_metrics(allocation: Allocation) -> Mapping[str, float]:

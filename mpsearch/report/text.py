@@ -124,12 +124,15 @@ def allocation_table(allocation: Allocation) -> str:
 
 
 def layer_cells(allocation: Allocation) -> tuple[list[str], list[list[str]]]:
-    """Headers and cells of the table of layers."""
+    """Headers and cells of the table of layers; columns that would be empty are left out."""
     modules = {n: ", ".join(m) if m != (n,) else "" for n, m in allocation.modules.items()}
-    if not any(modules.values()):
-        return ["layer", "option"], [[name, str(option)] for name, option in allocation.items()]
-    rows = [[name, str(option), modules[name]] for name, option in allocation.items()]
-    return ["layer", "option", "modules"], rows
+    more = {"runs as": (allocation.measured or {}).get("kernels", {}), "modules": modules}
+    more = {head: cells for head, cells in more.items() if any(cells.values())}
+    rows = [
+        [name, str(option), *(str(cells.get(name, "")) for cells in more.values())]
+        for name, option in allocation.items()
+    ]
+    return ["layer", "option", *more], rows
 
 
 def counted(allocation: Allocation) -> str:
@@ -148,14 +151,22 @@ def runs_table(report: Report) -> str:
 
 def run_cells(report: Report) -> tuple[list[str], list[list[str]]]:
     """Headers and cells of the table of runs; columns that would be empty are left out."""
-    metrics = dict.fromkeys(key for run in report.runs for key in run.metrics)
-    headers = ["network", report.cost, "predicted", "measured", "+-", *metrics]
-    rows = [_run_cells(run, report, list(metrics)) for run in report.runs]
-    kept = [i for i in range(len(headers)) if i < 3 or any(row[i] for row in rows)]
+    found = dict.fromkeys(key for run in report.runs for key in run.metrics)
+    metrics = [key for key in found if key not in report.costs]
+    costs = [head for name in report.costs for head in (name, f"measured {name}")]
+    headers = ["network", *costs, "predicted", "measured", "+-", *metrics]
+    rows = [_run_cells(run, report, metrics) for run in report.runs]
+    always = ("network", report.cost, "predicted")
+    kept = [i for i, head in enumerate(headers) if head in always or any(row[i] for row in rows)]
     return [headers[i] for i in kept], [[row[i] for i in kept] for row in rows]
 
 
 def _run_cells(run: Run, report: Report, metrics: Sequence[str]) -> list[str]:
-    cost = "" if math.isnan(run.cost) else readable(run.cost, report.unit)
+    predicted = {**run.costs, report.cost: run.cost}
+    costs = [
+        "" if name not in found or math.isnan(found[name]) else readable(found[name], unit)
+        for name, unit in ((name, report.unit_of(name)) for name in report.costs)
+        for found in (predicted, run.metrics)
+    ]
     figures = [number(run.predicted), number(run.measured), number(run.stderr, 2)]
-    return [run.name, cost, *figures, *(number(run.metrics.get(key)) for key in metrics)]
+    return [run.name, *costs, *figures, *(number(run.metrics.get(key)) for key in metrics)]

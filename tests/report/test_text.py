@@ -1,5 +1,6 @@
 """Plain text for terminals."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -7,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpsearch.report.data import Report
+from mpsearch.allocation import Figure
+from mpsearch.report.data import Report, Run
+from mpsearch.report.page import page
 from mpsearch.report.text import (
     allocation_table,
     number,
@@ -128,3 +131,56 @@ def test_columns_of_what_was_not_measured_are_left_out(new_report: Build) -> Non
 def test_every_unusual_report_is_plain_text(unusual: Report) -> None:
     for text in (runs_table(unusual), allocation_table(unusual.allocation)):
         assert all(line.isprintable() for line in text.split("\n"))
+
+
+def timed(report: Report) -> Report:
+    """Along latency, measured too, with the bytes beside it."""
+    figures = {"latency": Figure(0.002, "s", 0.003), "size": Figure(1000.0, "byte")}
+    allocation = replace(
+        report.allocation,
+        figures=figures,
+        measured={"kl": 0.1, "float": {"metrics": {"top1": 0.97, "latency": 0.004}}},
+    )
+    runs = [
+        Run(name, 0.002, 0.1, 0.11, 0.01, {"top1": 0.9, "latency": seconds}, {"size": 1000.0})
+        for name, seconds in (("this allocation", 0.0021), ("uniform int8/int8", 0.0025))
+    ]
+    return replace(
+        report,
+        allocation=allocation,
+        cost="latency",
+        others=(runs[0],),
+        uniform=(runs[1],),
+        points=(),
+    )
+
+
+def test_a_metric_called_as_a_cost_is_that_cost_measured(new_report: Build) -> None:
+    headers, rows = run_cells(timed(new_report()))
+    assert headers == [
+        *("network", "latency", "measured latency", "size"),
+        *("predicted", "measured", "+-", "top1"),
+    ]
+    assert rows[0] == [
+        *("this allocation", "2 ms", "2.1 ms", "1 kB", "0.1000", "0.1100", "0.010", "0.9000")
+    ]
+    assert rows[1][2] == "2.5 ms"
+
+
+def test_the_unquantized_network_s_latency_stands_under_the_measured_ones(
+    new_report: Build,
+) -> None:
+    found = re.search(r"<tr[^>]*><th[^>]*>unquantized</th>(.*?)</tr>", page(timed(new_report())))
+    assert found is not None
+    cells = [cell.replace("\u2007", "") for cell in re.findall(r"<td[^>]*>(.*?)</td>", found[1])]
+    assert [cell.strip("\u2008") for cell in cells[:3]] == ["", "4 ms", ""]
+    assert "0.9700" in cells
+
+
+def test_layers_are_listed_with_the_kernels_that_ran(new_report: Build) -> None:
+    allocation = new_report().allocation
+    kernels = {"stem": "fp32/fp32 in place of int4/int8", "head": "int8/int8"}
+    made = allocation_table(replace(allocation, measured={"kl": 0.1, "kernels": kernels}))
+    assert made.splitlines()[0].split("  ")[-1].strip() == "runs as"
+    assert "head          int8/int8  int8/int8\n" in made
+    assert "fp32/fp32 in place of int4/int8" in made

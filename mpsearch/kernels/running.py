@@ -1,0 +1,174 @@
+"""A quantized network on a backend's kernels, and which of them each layer runs."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from mpsearch import registry
+from mpsearch.allocation import Allocation
+from mpsearch.batches import call
+from mpsearch.formats import Option
+from mpsearch.kernels import timing
+from mpsearch.kernels.plain import Floats, floated, runs_as
+from mpsearch.kernels.timing import Taken
+from mpsearch.network import Layer
+from mpsearch.protocols import Backend
+from mpsearch.quant import model as modules
+from mpsearch.quant.activations import fake_quantize
+from mpsearch.quant.modules import Stored
+from mpsearch.quant.recipe import Recipe
+from mpsearch.tracing import module_weight
+from mpsearch.tracing.sites import kind_of
+
+Fallback = Literal["plain"]
+
+
+def quantize(
+    model: nn.Module,
+    allocation: Mapping[str, Option | str] | Allocation,
+    batches: Sequence[Any],
+    recipe: Recipe | None = None,
+    *,
+    backend: str | Backend | None = None,
+    fallback: Fallback | None = None,
+) -> nn.Module:
+    """A new module with each layer at its option, in eval mode; ``model`` is left as it was.
+
+    ``allocation`` maps modules to options. Ranges and corrections are computed on ``batches``, as
+    the recipe says: the one given, else the allocation's own, else the default. Fused attention
+    becomes explicit.
+
+    Without a backend, the module rounds as the formats say and computes in floats. With one, by
+    name or as it is, the same codes, grids and corrections run on its kernels, and :func:`ran` says
+    on which. Where these multiply the codes that the option names, sums are exact, and on the same
+    input a layer's output is within a thousandth of a step of an 8-bit grid over it; bfloat16 is
+    rounded as such. ``fallback="plain"`` gives layers without a kernel torch's float ones, on the
+    weight its codes stand for and the rounded input.
+
+    Raises:
+        KeyError: A module the model does not have.
+        ValueError: A format that cannot be rounded to, or layers the backend has no kernel for.
+    """
+    new = modules.quantize(model, allocation, batches, recipe)
+    if backend is None:
+        if fallback is not None:
+            raise ValueError(f"fallback is {fallback!r} and there is no backend; name one")
+        return new
+    given: Any = fallback  # a caller may pass anything
+    if given not in (None, "plain"):
+        raise ValueError(f"fallback is {given!r}; wanted 'plain' or none")
+    by: Backend = registry.make("backends", backend) if isinstance(backend, str) else backend
+    options = modules.by_module(allocation)
+    for name in options:
+        module_weight(model, name)
+    return _on(new, options, by, plain=fallback == "plain")
+
+
+def _on(
+    model: nn.Module, options: Mapping[str, Option], backend: Backend, *, plain: bool
+) -> nn.Module:
+    """The quantized model with its layers replaced by kernels, in place."""
+    made: dict[nn.Module, nn.Module] = {}
+    places: dict[str, nn.Module] = {}
+    missing: list[str] = []
+    for name, module in model.named_modules(remove_duplicate=False):
+        option = module.option if isinstance(module, Stored) else options.get(name)
+        if option is None:
+            continue
+        places[name] = module
+        if module in made:
+            continue
+        kernel = _kernel(backend, name, option, module, plain=plain)
+        made[module] = module if kernel is None else kernel
+        missing += [f"{name!r} at {str(option)!r}"] * (kernel is None)
+    if missing:
+        raise ValueError(
+            f"{backend!r} has no kernel for {len(missing)} of {len(made)} layers:"
+            f" {', '.join(missing)}; give them options it has kernels for, name another backend,"
+            " or say fallback='plain' to compute them in floats"
+        )
+    for name, module in places.items():
+        if not name:
+            return made[module]
+        model.set_submodule(name, made[module])
+    return model
+
+
+def _kernel(
+    backend: Backend, name: str, option: Option, module: nn.Module, *, plain: bool
+) -> nn.Module | None:
+    if isinstance(module, nn.Embedding):
+        return Lookup(module)
+    found: Any = backend.kernel(Layer(name, kind=kind_of(module) or "layer"), option, module)
+    if found is not None:
+        found.runs_as = runs_as(found, option)
+        return cast("nn.Module", found)
+    return InFloats(option, module) if plain else None
+
+
+class Lookup(nn.Module):
+    """An embedding table, of the values its codes stand for."""
+
+    runs_as = "lookup"
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.table = floated(module)
+
+    def forward(self, indices: Tensor) -> Tensor:
+        """The rows."""
+        found: Tensor = self.table(indices)
+        return found
+
+
+class InFloats(nn.Module):
+    """What stands in for a kernel that is not there: the rounded input, and plain floats."""
+
+    def __init__(self, option: Option, module: nn.Module) -> None:
+        super().__init__()
+        self.grid = module.grid if isinstance(module, Stored) else None
+        self.kernel = Floats(floated(module), torch.float32)
+        self.runs_as = f"{self.kernel.runs_as} in place of {option}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the quantized module computes, in the type of the input."""
+        found: Tensor = self.kernel(x if self.grid is None else fake_quantize(x, self.grid))
+        return found
+
+
+def ran(model: nn.Module) -> dict[str, str]:
+    """What each layer multiplies on its kernel, weight and input, such as ``int8/int8``.
+
+    ``model`` is one :func:`quantize` gave. A layer in plain floats says in place of what, one on no
+    backend what its floats stand for, one that no option was given to that it was left.
+    """
+    return dict(_ran("", model))
+
+
+def in_turns(models: Sequence[nn.Module], batch: Any, rounds: int) -> list[Taken]:
+    """What each network takes for a batch: all in every round, so that load meets all alike."""
+    seconds: list[list[float]] = [[] for _ in models]
+    with timing.pinned():
+        for number in range(rounds + 1):
+            for model, taken in zip(models, seconds, strict=True):
+                found = timing.once(partial(call, model, batch))
+                if number:  # the first is not counted
+                    taken.append(found)
+    return [Taken.of(each) for each in seconds]
+
+
+def _ran(name: str, module: nn.Module) -> Iterator[tuple[str, str]]:
+    said = getattr(module, "runs_as", None)
+    if said is not None:
+        yield name, str(said)
+    elif isinstance(module, Stored):
+        yield name, f"floats that stand for {module.option}"
+    elif kind_of(module) is not None:
+        yield name, "left as it was"
+    else:
+        for child, each in module._modules.items():  # noqa: SLF001  (one module, two names)
+            if each is not None:
+                yield from _ran(f"{name}.{child}" if name else child, each)
