@@ -33,7 +33,8 @@ class Sweep:
         cache: Results by key; pass the same one again to go on where a run was stopped.
         study: What all units of this run depend on: model, data, recipe; part of every key.
         memory: Most bytes that samples are run and kept in, beside the model, its copy and the
-            batches themselves: a number, or a text such as ``4GB``, which is the default.
+            batches themselves: a number, or a text such as ``4GB``, which is the default. Scores by
+            gradients take samples in parts of some hundred megabytes at most, whatever it says.
     """
 
     progress: bool = False

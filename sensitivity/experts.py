@@ -4,7 +4,7 @@ From MC-MoE (Huang et al. 2025, "Mixture Compressor for Mixture-of-Experts LLMs 
 2410.06270, section 3.2): ``phi^alpha w^beta eps^gamma`` of each expert at each bit-width.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,6 +19,8 @@ from mpsearch.network import Layer, Network
 from mpsearch.places import expert_of, finer
 from mpsearch.quant.bench import Bench, changes
 from mpsearch.quant.recipe import Recipe
+from mpsearch.sensitivity.measures import Given
+from mpsearch.sensitivity.surroundings import Around, Context, around, averaged, check_context
 from mpsearch.sweep import Sweep, Unit
 from mpsearch.tables import Floats, Table
 from mpsearch.task import Task
@@ -53,6 +55,10 @@ class McMoe:
         gamma: Of what its rounding does.
         relative: Whether eps is a share of what the block writes.
         top_k: Experts a token is sent to, where the block does not say so itself.
+        context: What all other layers have: what blocks read, how tokens are sent, and what experts
+            beside the one at the option write. The layers are those of the finer network.
+        draws: How many random networks.
+        seed: Of their options.
     """
 
     alpha: float = 1.0
@@ -60,9 +66,13 @@ class McMoe:
     gamma: float = 1.0
     relative: bool = True
     top_k: int | None = None
+    context: Context = "alone"
+    draws: int = 4
+    seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse exponents that turn the order around."""
+        """Refuse exponents that turn the order around, and what is no context."""
+        check_context(self.context, self.draws)
         for name in ("alpha", "beta", "gamma"):
             value = getattr(self, name)
             if not 0 <= value < float("inf") or (name == "gamma" and value == 0):
@@ -91,15 +101,19 @@ class McMoe:
         fine = finer(network, "expert")
         mask = fine.mask(options)
         blocks = _blocks(fine, mask.sum(axis=1) == 1)
-        names = [name for layer in fine.layers for name in layer.modules]
-        bench = Bench(task.model, task.batches, names, replace(recipe, corrections=()))
+        plain = replace(recipe, corrections=())
+        each = around(self, task, fine, options, recipe=plain, sweep=sweep)
+        return averaged(self._table(at, blocks) for at in each)
+
+    def _table(self, at: Around, blocks: Mapping[str, Sequence[int]]) -> Table:
+        layers, mask, batches = at.network.layers, at.network.mask(at.options), at.task.batches
         values, stderr = np.zeros(mask.shape), np.zeros(mask.shape)
         for name, rows in blocks.items():
-            block = Block(bench, task.batches, name, [fine.layers[row] for row in rows])
-            values[rows], stderr[rows] = self._scores(block, options, sweep)
-        doubt = stderr if len(task.batches) > 1 else None
+            block = Block(at.bench, batches, name, [layers[row] for row in rows], at.given)
+            values[rows], stderr[rows] = self._scores(block, at.options, at.study)
+        doubt = stderr if len(batches) > 1 else None
         unit = "rank score (MC-MoE)"
-        return Table(fine.layers, tuple(options), values, unit, stderr=doubt, allowed=mask)
+        return Table(layers, at.options, values, unit, stderr=doubt, allowed=mask)
 
     def _scores(
         self, block: "Block", options: Sequence[Option], sweep: Sweep
@@ -168,12 +182,14 @@ class Block:
         batches: What it is run on.
         name: Of the module that has both.
         experts: Those that run.
+        given: What modules have meanwhile; what the expert at an option has itself is left out.
     """
 
     bench: Bench
     batches: Sequence[Any]
     name: str
     experts: Sequence[Layer]
+    given: Given = field(default_factory=dict)
     _kept: list[Any] = field(default_factory=list, init=False, repr=False)
 
     @property
@@ -186,9 +202,10 @@ class Block:
         router = self._router(max(numbers) + 1)
         k = top_k or self._top_k(router)
         rows, _ = [0.0] * (2 * len(self.experts)), self._inputs
-        with _watched(router) as seen:
+        with self.bench.at(self.given), _watched(router) as seen:
             norms = self._norms(self._outputs())
-        weight, bias = router.get_parameter("weight"), getattr(router, "bias", None)
+            weight = router.get_parameter("weight").detach().clone()
+        bias = getattr(router, "bias", None)
         for args, kwargs in seen:
             x = next(v for v in [*args, *kwargs.values()] if isinstance(v, Tensor))
             logits = nn.functional.linear(x.reshape(-1, x.shape[-1]), weight, bias)
@@ -209,10 +226,13 @@ class Block:
         """For each batch the norm of what the output changes by with one expert at an option."""
         if not changes(option):
             return [0.0] * len(self.batches)
-        float_ = self._outputs()
-        with self.bench.at(dict.fromkeys(self.experts[number].modules, option)):
+        own, _ = dict.fromkeys(self.experts[number].modules, option), self._inputs
+        others = {name: other for name, other in self.given.items() if name not in own}
+        with self.bench.at(others):
+            before = self._outputs()
+        with self.bench.at(others | own):
             rounded = self._outputs()
-        pairs = zip(rounded, float_, strict=True)
+        pairs = zip(rounded, before, strict=True)
         found = self._norms([[x - y for x, y in zip(*calls, strict=True)] for calls in pairs])
         if not np.isfinite(found).all():
             raise ValueError(
@@ -236,9 +256,9 @@ class Block:
     @property
     @torch.no_grad()
     def _inputs(self) -> list[list[Any]]:
-        """What the block reads in float, for each batch and call; read once."""
+        """What the block reads, for each batch and call; read once, before anything is changed."""
         for batch in self.batches[len(self._kept) :]:
-            with _watched(self._module) as seen:
+            with self.bench.at(self.given), _watched(self._module) as seen:
                 call(self.bench.model, batch)
             self._kept.append(seen)
         return self._kept

@@ -20,6 +20,7 @@ from mpsearch.sensitivity.hessian_trace import HessianTrace
 from mpsearch.sensitivity.kl import KL
 from mpsearch.sensitivity.place_scores import SCORED, Study
 from mpsearch.sensitivity.salience import Salience
+from mpsearch.sensitivity.surroundings import Context, around, averaged, check_context
 from mpsearch.sensitivity.taylor import Taylor
 from mpsearch.sensitivity.weight_error import WeightError
 from mpsearch.sensitivity.weights import check_nearest
@@ -60,16 +61,23 @@ class Granular:
         per: What a place is.
         score: One of these, or its name, which stands for its default settings.
         group: Weights of a group.
-        seed: Of an estimator given by its name.
+        seed: Of an estimator given by its name, and of random options.
+        context: What the layers have where gradients, curvature and inputs are taken, as
+            :mod:`mpsearch.sensitivity.surroundings` says; ``kl`` of channels and groups is measured
+            ``alone``. Of experts, that of a score given by its name.
+        draws: How many random networks.
     """
 
     per: Per = "channel"
     score: str | Estimator = "weight-error"
     group: int = 128
     seed: int = 0
+    context: Context = "alone"
+    draws: int = 4
 
     def __post_init__(self) -> None:
         """Refuse what is no place, and scores that places cannot have."""
+        check_context(self.context, self.draws)
         if self.per not in get_args(Per):
             raise ValueError(f"per is {self.per!r}; there are {', '.join(get_args(Per))}")
         if self.group < 1:
@@ -81,9 +89,14 @@ class Granular:
             raise ValueError(f"score is {self.score!r}; one per {self.per} is known for {known}")
         if not isinstance(self.score, str) and not _known(self.score):
             raise ValueError(
-                f"{self.score!r} is no sum over weights in a network left alone; wanted"
+                f"{self.score!r} is no sum over weights, or has a context of its own; wanted"
                 " weight-error that is not relative, hessian-trace, salience by 'gptq' or 'spqr',"
                 " fisher of weights, taylor by 'autoround' of elements, or kl"
+            )
+        if self.context != "alone" and isinstance(self._score, KL):
+            raise ValueError(
+                f"context is {self.context!r}, and 'kl' of one {self.per} is measured with all else"
+                " left alone; leave it out, or give another score"
             )
 
     def estimate(
@@ -103,19 +116,23 @@ class Granular:
         fine = self._fine(network)
         if not isinstance(fine.layers, Places):
             score = self.score
-            named = make("sensitivity", score, seed=self.seed) if isinstance(score, str) else score
+            settings = {"seed": self.seed, "context": self.context, "draws": self.draws}
+            named = make("sensitivity", score, **settings) if isinstance(score, str) else score
             table: Table = named.estimate(task, fine, options, recipe=recipe, sweep=sweep)
             return table
         for option in options:
             changes(option)  # refuses what cannot be quantized to, before the long part
             check_nearest(option)
-        study = Study(task, fine.layers, tuple(options), recipe, sweep)
-        score = self._score
-        if not isinstance(score, WeightError):
+        if not isinstance(self._score, WeightError):
             check_deterministic(task.model, checked(task.batches)[0])
+        each = around(self, task, fine.layers.coarse, options, recipe=recipe, sweep=sweep)
+        return averaged(self._table(Study(at, fine.layers)) for at in each)
+
+    def _table(self, study: Study) -> Table:
+        score, places = self._score, study.places
         values, stderr, unit = SCORED[type(score)](study, score)
-        mask = study.mask[fine.layers.tensors]
-        return Table(fine.layers, tuple(options), values, unit, stderr=stderr, allowed=mask)
+        mask = study.mask[places.tensors]
+        return Table(places, study.options, values, unit, stderr=stderr, allowed=mask)
 
     @property
     def _score(self) -> Any:

@@ -31,6 +31,7 @@ from mpsearch.sensitivity.measures import Scores
 from mpsearch.sensitivity.salience import Salience
 from mpsearch.sensitivity.salience import _stiff as stiff
 from mpsearch.sensitivity.slopes import loss_of, pieces, reached, slopes
+from mpsearch.sensitivity.surroundings import Around
 from mpsearch.sensitivity.taylor import Taylor
 from mpsearch.sensitivity.traces import Traces
 from mpsearch.sensitivity.uses import Uses
@@ -48,13 +49,35 @@ Said = tuple[Floats, Floats | None, str]
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """The places of a model, and what options change in them."""
+    """The places of a model in its surroundings, and what options change in them.
 
-    task: Task
+    Attributes:
+        at: The surroundings, of the network whose places they are.
+        places: Of that network.
+    """
+
+    at: Around
     places: Places
-    options: tuple[Option, ...]
-    recipe: Recipe
-    sweep: Sweep
+
+    @property
+    def task(self) -> Task:
+        """Its model in float."""
+        return self.at.task
+
+    @property
+    def options(self) -> tuple[Option, ...]:
+        """All that are asked for."""
+        return self.at.options
+
+    @property
+    def recipe(self) -> Recipe:
+        """How weights are rounded."""
+        return self.at.recipe
+
+    @property
+    def sweep(self) -> Sweep:
+        """Of these surroundings alone."""
+        return self.at.study
 
     @cached_property
     def mask(self) -> Mask:
@@ -120,11 +143,10 @@ class Study:
             blocks.append(torch.stack(columns, dim=-1))
         return torch.cat(blocks, dim=-2).numpy()
 
-    @cached_property
+    @property
     def bench(self) -> Bench:
         """A calibrated copy of the model."""
-        names = [name for layer in self.network.layers for name in layer.modules]
-        return Bench(self.task.model, self.task.batches, names, self.recipe)
+        return self.at.bench
 
     @property
     def alone(self) -> list[Option]:
@@ -159,7 +181,7 @@ def _weight_error(study: Study, _: WeightError) -> Said:
 
 
 def _hessian_trace(study: Study, score: HessianTrace) -> Said:
-    traces, how = score._traces(Traces.of(study.task, study.network), study.sweep)  # noqa: SLF001
+    traces, how = score._traces(Traces.of(study.at.inside, study.network), study.sweep)  # noqa: SLF001
     traces = traces / [one.weight.numel() for _, one in study.weights]
     count = len(traces)
     stderr = study.scored(traces.std(axis=0, ddof=1) / count**0.5) if count > 1 else None
@@ -168,7 +190,7 @@ def _hessian_trace(study: Study, score: HessianTrace) -> Said:
 
 
 def _salience(study: Study, score: Salience) -> Said:
-    hessians = input_hessians(study.task, study.layers)
+    hessians = input_hessians(study.at.inside, study.layers)
     importance = []
     for block, one in study.weights:
         try:
@@ -186,7 +208,7 @@ def _salience(study: Study, score: Salience) -> Said:
 
 
 def _fisher(study: Study, score: Fisher) -> Said:
-    task, inside = study.task, Traces.of(study.task, study.network)
+    task, inside = study.at.inside, Traces.of(study.at.inside, study.network)
     model, weights = inside.model, inside.weights
     with torch.no_grad():
         output = call(model, task.batches[0])
@@ -238,7 +260,7 @@ def _taylor(study: Study, score: Taylor) -> Said:
         given = {name: option for layer in layers for name in layer.modules}
         with torch.no_grad():
             reference = tensor_of(call(bench.model, batch))
-        with bench.at(given) as model, torch.enable_grad():
+        with bench.at(study.at.given or given) as model, torch.enable_grad():
             value = loss_of(task, call(model, batch), batch, reference)
             found = slopes(value, weights)
         importance = [

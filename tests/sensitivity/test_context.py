@@ -75,7 +75,7 @@ BLIND: dict[str, tuple[Any, dict[str, Any]]] = {
     "bparams": (ZeroCost, {"method": "bparams"}),
 }
 EVERY = SEEING | BLIND
-WRAPPING = {"calibrated", "granular", "mc-moe"}  # of another estimator's, or of experts alone
+WRAPPING = {"calibrated"}  # needs a score, and takes no allocation
 
 
 class Saturating(nn.Module):

@@ -127,6 +127,21 @@ def test_scores_by_hand(relative: bool) -> None:
     assert table.unit == "rank score (MC-MoE)"
 
 
+def test_in_a_context_the_next_block_reads_what_rounded_experts_write() -> None:
+    model, rounded = Mixture(), Mixture()
+    given = {f"first.experts.{number}": OPTIONS[0] for number in range(4)}
+    for name, module in rounded.named_modules():
+        if name.startswith("first.experts.") and isinstance(module, nn.Linear):
+            module.weight.data = encode(module.weight.data, OPTIONS[0].weight).dequantize()
+    table, alone = _estimate(model, McMoe(context=given)), _estimate(model)
+    second = [row for row, layer in enumerate(table.layers) if layer.name.startswith("second")]
+    wanted = _estimate(rounded).values[second]
+    np.testing.assert_allclose(table.values[second], wanted, rtol=1e-5)
+    assert not np.allclose(alone.values[second], wanted, rtol=1e-3)
+    random = McMoe(context="random", draws=2, seed=3)
+    assert _estimate(model, random).values.tobytes() == _estimate(model, random).values.tobytes()
+
+
 def test_the_scale_of_a_block_changes_nothing_where_errors_are_relative() -> None:
     small, large, second = Mixture(), Mixture(scale=100.0), slice(6, 10)
     plain, grown = (_estimate(m, McMoe(relative=False)).values for m in (small, large))

@@ -1,6 +1,7 @@
 """Scores of places add up to those of layers, measured ones are runs, and solvers gain by them."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from mpsearch.sensitivity.granular import Granular
 from mpsearch.sensitivity.hessian_trace import HessianTrace
 from mpsearch.sensitivity.kl import KL
 from mpsearch.sensitivity.salience import Salience
+from mpsearch.sensitivity.surroundings import Context
 from mpsearch.sensitivity.taylor import Taylor
 from mpsearch.sensitivity.weight_error import WeightError
 from mpsearch.solvers.exact import Exact
@@ -111,6 +113,21 @@ def test_places_add_up_to_their_layer(
     assert fine.unit == whole.unit
     assert (fine.stderr is None) == (whole.stderr is None)
     assert (fine.values[:, -1] == 0).all()
+
+
+@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize("context", ["w2a32", "random"])
+def test_places_add_up_in_a_context_too(name: str, context: Context) -> None:
+    model, batches, _ = networks.mixed()
+    task, network = Task(model, batches), trace(model, batches[0])
+    chosen, score = options("w2a32", "w3a32"), SCORES[name]
+    settings = {"context": context, "draws": 2, "seed": 1}
+    own = {key: value for key, value in settings.items() if hasattr(score, key)}
+    whole = _estimate(replace(score, **own), task, network, *chosen)  # type: ignore[type-var]
+    fine = _estimate(Granular("channel", name, **settings), task, network, *chosen)  # type: ignore[arg-type]
+    np.testing.assert_allclose(_added(fine), whole.values, rtol=1e-5)
+    alone = _estimate(Granular("channel", name), task, network, *chosen)
+    assert np.array_equal(alone.values, fine.values) == (name == "weight-error")
 
 
 @pytest.mark.parametrize("score", [Salience("spqr"), Fisher(), Taylor(), HessianTrace(probes=3)])
@@ -239,11 +256,15 @@ def test_the_model_is_left_as_it_was_when_it_fails_midway(name: str) -> None:
         ({"per": "row"}, "per is 'row'; there are channel, group, expert"),
         ({"group": 0}, "group is 0; wanted at least one weight"),
         ({"score": "lrp"}, "score is 'lrp'; one per channel is known for 'weight-error', 'hessian"),
-        ({"score": WeightError(relative=True)}, "is no sum over weights in a network left alone"),
+        (
+            {"score": WeightError(relative=True)},
+            "is no sum over weights, or has a context of its own",
+        ),
         ({"score": Salience("slim")}, "wanted weight-error that is not relative"),
         ({"score": Fisher("outputs")}, "no sum over weights"),
         ({"score": Taylor("second-order")}, "no sum over weights"),
-        ({"score": KL("w8a8")}, "no sum over weights in a network left alone"),
+        ({"score": KL("w8a8")}, "no sum over weights, or has a context of its own"),
+        ({"score": "kl", "context": "w8a8"}, "and 'kl' of one channel is measured with all else"),
     ],
 )
 def test_settings_that_no_place_follows_are_an_error(
