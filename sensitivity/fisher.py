@@ -22,6 +22,7 @@ from mpsearch.network import Network
 from mpsearch.quant.arguments import rounded
 from mpsearch.quant.recipe import Recipe
 from mpsearch.sensitivity.gauss_newton import columns
+from mpsearch.sensitivity.seeded import seeded
 from mpsearch.sensitivity.slopes import (
     Layers,
     finite,
@@ -105,7 +106,7 @@ class Fisher:
         def compute(unit: Unit) -> list[float]:
             place = int(unit[-2]), int(unit[-1])
             rows: list[float] = (
-                score(layers, of[place], _generator(self.seed, *place)).flatten().tolist()
+                score(layers, of[place], seeded(self.seed, *place)).flatten().tolist()
             )
             return rows
 
@@ -284,9 +285,3 @@ def sample_gradients(
 
 
 _INPUT_FIRST = (torch.addmm, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
-
-
-def _generator(*seeds: int) -> torch.Generator:
-    """Randomness of its own for each part, whatever was computed before it."""
-    state = np.random.SeedSequence(seeds).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0]) >> 1)

@@ -84,7 +84,7 @@ class HessianTrace:
     def _table(self, at: Around) -> Table:
         layers = stored(at.task.model, at.network)
         errors = squared_errors(layers, at.options, at.recipe, at.sweep)
-        traces, how = self._traces(Traces.of(at.inside, at.network), at.study)
+        traces, how = self.traces(Traces.of(at.inside, at.network), at.study)
         traces = traces / [one.weight.numel() for layer in layers for one in layer]
         rows = [mean @ error for mean, error in zip(_split(traces, layers), errors, strict=True)]
         count = len(traces)
@@ -98,7 +98,7 @@ class HessianTrace:
             allowed=at.network.mask(at.options),
         )
 
-    def _traces(self, traces: Traces, sweep: Sweep) -> tuple[Floats, str]:
+    def traces(self, traces: Traces, sweep: Sweep) -> tuple[Floats, str]:
         """(rows, weights) traces whose mean over rows is the trace, and how they were found."""
         method = traces.method(self.method, self.probes)
         if method == "hutchinson":

@@ -29,6 +29,7 @@ from mpsearch.sensitivity.relative_error import (
     relative_input_errors,
     relative_weight_errors,
 )
+from mpsearch.sensitivity.seeded import seeded
 from mpsearch.sensitivity.surroundings import Around, Context, around, averaged, check_context
 from mpsearch.sweep import Sweep, Unit
 from mpsearch.tables import Floats, Table
@@ -237,7 +238,7 @@ class _Noisy:
     @contextmanager
     def _on_weights(self, layer: Layer, size: float, place: Place) -> Iterator[list[str]]:
         """Noise on each distinct weight of a layer, relative to its own norm."""
-        generator = _generator(*place)
+        generator = seeded(*place)
         model = self.bench.model
         weights = {id(w): w for w in (module_weight(model, name) for name in layer.modules)}
         before = {key: weight.data for key, weight in weights.items()}
@@ -254,7 +255,7 @@ class _Noisy:
         """Noise on what a layer's members read, the same where they read one tensor."""
         hooks = [
             self.bench.model.get_submodule(name).register_forward_pre_hook(
-                partial(_disturb, size, _generator(*place)), with_kwargs=True
+                partial(_disturb, size, seeded(*place)), with_kwargs=True
             )
             for name in layer.modules
         ]
@@ -283,9 +284,3 @@ def _moved(x: Tensor, size: float, generator: torch.Generator) -> Tensor:
     noise = torch.randn(x.shape, generator=generator).to(x.device)
     scale = float(x.double().square().mean().sqrt()) * size
     return (x + scale * noise).to(x.dtype)
-
-
-def _generator(*seeds: int) -> torch.Generator:
-    """Noise of its own for each layer, role and draw."""
-    state = np.random.SeedSequence(seeds).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0]) >> 1)

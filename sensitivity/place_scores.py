@@ -23,13 +23,12 @@ from mpsearch.quant.input_hessian import as_rows
 from mpsearch.quant.places import KEPT, Mixed, rounded_apart, sums, weights_of
 from mpsearch.quant.recipe import Recipe
 from mpsearch.sensitivity.fisher import Fisher, sample_gradients, slope_of_each
-from mpsearch.sensitivity.fisher import _generator as generator_of
 from mpsearch.sensitivity.hessian_trace import HessianTrace
 from mpsearch.sensitivity.input_hessian import input_hessians
 from mpsearch.sensitivity.kl import KL, measure_of
 from mpsearch.sensitivity.measures import Scores
-from mpsearch.sensitivity.salience import Salience
-from mpsearch.sensitivity.salience import _stiff as stiff
+from mpsearch.sensitivity.salience import Salience, stiff
+from mpsearch.sensitivity.seeded import seeded
 from mpsearch.sensitivity.slopes import loss_of, pieces, reached, slopes
 from mpsearch.sensitivity.surroundings import Around
 from mpsearch.sensitivity.taylor import Taylor
@@ -181,7 +180,7 @@ def _weight_error(study: Study, _: WeightError) -> Said:
 
 
 def _hessian_trace(study: Study, score: HessianTrace) -> Said:
-    traces, how = score._traces(Traces.of(study.at.inside, study.network), study.sweep)  # noqa: SLF001
+    traces, how = score.traces(Traces.of(study.at.inside, study.network), study.sweep)
     traces = traces / [one.weight.numel() for _, one in study.weights]
     count = len(traces)
     stderr = study.scored(traces.std(axis=0, ddof=1) / count**0.5) if count > 1 else None
@@ -218,7 +217,7 @@ def _fisher(study: Study, score: Fisher) -> Said:
     def compute(unit: Unit) -> list[float]:
         place = int(unit[-2]), int(unit[-1])
         count = samples(of[place])
-        random = generator_of(score.seed, *place)
+        random = seeded(score.seed, *place)
         with torch.enable_grad(), Uses(weights if count > 1 else ()) as uses:
             value = slope_of_each(task, call(model, of[place]), of[place], random)
         edges = [use.edge for found in uses.found for use in found]

@@ -211,7 +211,7 @@ class _Prices:
     def _columns(self, name: str) -> Tensor:
         """(groups, columns) what one over the squared error of a weight in each column costs."""
         if name not in self._kept:
-            self._kept[name] = _named(name, _stiff, self._hessians[name], self.salience)
+            self._kept[name] = _named(name, stiff, self._hessians[name], self.salience)
         return self._kept[name]
 
     @cached_property
@@ -229,7 +229,8 @@ class _Prices:
         return dict(zip(names, total, strict=True))
 
 
-def _stiff(hessian: Tensor, salience: Salience) -> Tensor:
+def stiff(hessian: Tensor, salience: Salience) -> Tensor:
+    """(groups, p) what a squared error in each column costs, damped as the settings say."""
     if hessian.dim() == 2:  # an embedding's diagonal: U and H^-1 are diagonal, too
         mean = 1.0 if salience.method == "slim" else float(hessian.mean())
         return hessian + salience.damp * mean

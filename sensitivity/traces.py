@@ -22,6 +22,7 @@ from mpsearch.quant.attention import explicit
 from mpsearch.sensitivity.cross_entropy import bends_as_kl
 from mpsearch.sensitivity.gauss_newton import TOGETHER, GaussNewton, run, separable
 from mpsearch.sensitivity.hutchinson import Curvature, Deflated
+from mpsearch.sensitivity.seeded import seeded
 from mpsearch.sensitivity.weights import stored
 from mpsearch.sweep import Sweep, Unit
 from mpsearch.tables import Floats
@@ -109,7 +110,7 @@ class Traces:
 
         def compute(unit: Unit) -> list[float]:
             batch, start = int(unit[-2]), int(unit[-1])
-            generator = _generator(seed, batch, start)
+            generator = seeded(seed, batch, start)
             found: list[float] = blocks.traces(pieces[batch, start], generator).flatten().tolist()
             return found
 
@@ -127,11 +128,11 @@ class Traces:
         @lru_cache(maxsize=1)
         def deflated(batch: int, start: int) -> Deflated:
             curvature = Curvature.of(self.model, self.weights, pieces[batch, start], loss)
-            return Deflated.of(curvature, rank, _generator(seed, batch, start))
+            return Deflated.of(curvature, rank, seeded(seed, batch, start))
 
         def compute(unit: Unit) -> list[float]:
             batch, start, probe = map(int, unit[-3:])
-            return deflated(batch, start).probe(_generator(seed, batch, start, probe + 1))
+            return deflated(batch, start).probe(seeded(seed, batch, start, probe + 1))
 
         units: list[Unit] = [
             ("products", products, seed, *place, probe)
@@ -167,9 +168,3 @@ def _own(output: Any, _: Any) -> Tensor:
     """The mean divergence from the output itself."""
     found = tensor_of(output)
     return divergence(found.detach(), found).mean()
-
-
-def _generator(*seeds: int) -> torch.Generator:
-    """Randomness of its own for each unit of work, whatever was computed before it."""
-    state = np.random.SeedSequence(seeds).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0]) >> 1)

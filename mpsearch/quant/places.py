@@ -15,8 +15,7 @@ from mpsearch.batches import call
 from mpsearch.formats import Format, Option
 from mpsearch.network import Layer, Network
 from mpsearch.places import Block, Places
-from mpsearch.quant.activations import Grid
-from mpsearch.quant.arguments import rounded
+from mpsearch.quant.arguments import rounding
 from mpsearch.quant.bench import Bench, changes
 from mpsearch.quant.corrections import Moments, correcting, float_moments, undone
 from mpsearch.quant.encoding import encode
@@ -177,7 +176,7 @@ class Mixed:
                         inputs = self._input(row, taken, options)
                         grid = None if inputs is None else self.bench.grid(name, inputs)
                         if grid is not None:
-                            hook = _rounding(grid)
+                            hook = rounding(grid)
                             add = model.get_submodule(name).register_forward_pre_hook
                             stack.callback(add(hook, with_kwargs=True).remove)
                 yield {name: model.get_submodule(name) for name in names}
@@ -234,10 +233,3 @@ def weights_of(
             f" {[block.shape for block in blocks]}; give the network of this model"
         )
     return list(zip(blocks, pairs, strict=True))
-
-
-def _rounding(grid: Grid) -> Callable[..., Any]:
-    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return rounded(args, kwargs, grid)
-
-    return hook
