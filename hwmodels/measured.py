@@ -82,7 +82,7 @@ class Measured:
             stderr=np.array([[entry.stderr for entry in row] for row in found]),
             allowed=network.mask(options),
             fixed=self.beside,
-            reference=math.fsum(floats) + self.beside,
+            reference=math.fsum([*floats, self.beside]),
             notes=_notes(asked, found),
         )
         return {"latency": table}

@@ -196,7 +196,7 @@ def search(  # noqa: PLR0913  each is a keyword
     priced = {n: c for model in models for n, c in costs(network, options, model).items()}
     held = tuple(Budget.of(_priced(priced, name), limit) for name, limit in budgets.items())
     for budget in held:  # before the long part
-        if budget.limit < budget.cost.least():
+        if not budget.holds(budget.cost.least()):
             raise infeasible(Problem(_zeros(budget.cost), (budget,)))
     study = _study(task, method, network, recipe, seed, sweep)
     loss, pairs = study.table(task, tuple(options)), study.pairs(task, tuple(options))

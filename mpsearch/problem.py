@@ -65,8 +65,11 @@ class Budget:
         return np.asarray(cost.values + cost.fixed <= self.limit + slack)
 
     def within(self, choice: Sequence[int]) -> bool:
-        """Whether a choice keeps the budget: exactly for integers, to 1e-12 for real numbers."""
-        total = self.cost.total(choice)
+        """Whether a choice keeps the budget: see :meth:`holds`."""
+        return self.holds(self.cost.total(choice))
+
+    def holds(self, total: float) -> bool:
+        """Whether a total is within it: exactly for integers, to 1e-12 for real numbers."""
         if self.cost.exact:
             return total <= self.limit
         return total <= self.limit + RELATIVE_TOLERANCE * abs(self.limit)

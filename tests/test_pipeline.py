@@ -2,7 +2,8 @@
 
 import itertools
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from torch import nn
 
 import mpsearch as mp
 from mpsearch.baselines import guard, template, uniform
-from mpsearch.problem import Budget, Problem, Solution
+from mpsearch.problem import Budget, Problem, Solution, Status
 from mpsearch.solvers import Exhaustive
 
 OPTIONS = mp.options("w2a8", "w4a8", "w8a8")
@@ -201,3 +202,26 @@ def test_a_search_takes_the_losses_of_pairs_along() -> None:
     assert "interactions" in found.allocation.provenance["why"]
     alone = mp.search(task, options, {"size": "uniform:w4a8"}, method="kl")
     assert not alone.problem.interactions
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Real costs whose sum rounds differently with the rest added at once or at the end."""
+
+    rest: float = 0.00024044700000000002
+
+    def costs(self, network: mp.Network, options: Sequence[mp.Option]) -> dict[str, mp.Table]:
+        """``latency``, the same for every option."""
+        values = np.full((len(network.layers), len(options)), 6.1882e-05)
+        table = mp.Table(network.layers, tuple(options), values, "s", "latency", fixed=self.rest)
+        return {"latency": replace(table, reference=math.nextafter(table.least(), 0.0))}
+
+
+def test_a_budget_that_rounding_alone_puts_below_the_least_is_kept() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    task = mp.Task(model, [torch.randn(16, 6)], [])
+    found = mp.search(task, mp.options("w4a8"), {"latency": "100%"}, models=[Timed()])
+    [budget] = found.problem.budgets
+    assert budget.limit < budget.cost.least()
+    assert found.allocation.status is Status.OPTIMAL
