@@ -49,7 +49,8 @@ class Interactions:
     - ``largest``: both are among the ``count`` layers that lose most alone at their worst option.
 
     Attributes:
-        which: One of these, or several, whose pairs are taken together.
+        which: One of these (``interactions:block`` on the command line), or several, whose pairs
+            are taken together.
         count: Of layers, for ``largest``.
         significance: Leave out an interaction that is smaller than so many standard errors; that is
             one of the sample by sample difference, so there must be several samples.
@@ -60,7 +61,7 @@ class Interactions:
         seed: Of their options.
     """
 
-    which: tuple[Which, ...] = ("all",)
+    which: Which | tuple[Which, ...] = "all"
     count: int = 8
     significance: float = 0.0
     context: Context = "alone"
@@ -69,7 +70,7 @@ class Interactions:
 
     def __post_init__(self) -> None:
         """Refuse pairs that have no name."""
-        if not self.which or not set(self.which) <= set(get_args(Which)):
+        if not self._kinds or not set(self._kinds) <= set(get_args(Which)):
             known = ", ".join(map(repr, get_args(Which)))
             raise ValueError(f"which is {self.which!r}; wanted one or several of {known}")
         if self.count < 2:
@@ -79,6 +80,10 @@ class Interactions:
                 f"significance is {self.significance!r}; wanted a number of standard errors from 0"
             )
         check_context(self.context, self.draws)
+
+    @property
+    def _kinds(self) -> tuple[Which, ...]:
+        return (self.which,) if isinstance(self.which, str) else self.which
 
     def estimate(
         self,
@@ -155,7 +160,7 @@ class Interactions:
             "block": _same_block(network.layers),
             "largest": itertools.combinations(largest, 2),
         }
-        return tuple(sorted({pair for which in self.which for pair in every[which]}))
+        return tuple(sorted({pair for which in self._kinds for pair in every[which]}))
 
 
 def _neighbours(network: Network) -> Iterator[Pair]:

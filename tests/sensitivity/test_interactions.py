@@ -119,7 +119,7 @@ def test_pairs_worth_it() -> None:
     names = ("stem", "layer1.0.conv1", "layer1.0.conv2", "fc")
     network, table = _net(*names, edges=(("stem", names[1]), (names[2], "fc"), ("stem", "fc")))
     worth = {
-        which: Interactions((which,), count=2).worth(network, table)
+        which: Interactions(which, count=2).worth(network, table)
         for which in ("all", "neighbours", "block", "largest")
     }
     assert worth == {
@@ -196,6 +196,7 @@ def test_goes_on_where_it_was_stopped() -> None:
     [
         ({"which": ()}, r"which is \(\); wanted one or several of 'all', 'neighbours'"),
         ({"which": ("near",)}, r"which is \('near',\); wanted one or several of"),
+        ({"which": "near"}, "which is 'near'; wanted one or several of"),
         ({"count": 1}, "count is 1; a pair is of two layers: give 2 or more"),
         ({"significance": -1}, "significance is -1; wanted a number of standard errors from 0"),
     ],
