@@ -49,13 +49,18 @@ class Measured:
     sweep: Sweep = field(default_factory=Sweep, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run, and an unknown backend."""
+        """Refuse what cannot be run, an unknown backend, and one that CPU time says nothing of."""
         for name, least in (("batch", 1), ("rounds", 2)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; wanted at least {least}")
         if not 0 <= self.beside < math.inf:
             raise ValueError(f"beside is {self.beside}; wanted seconds from 0 up")
-        registry.load("backends", self.backend)
+        if self.backend.partition(":")[0] == "cuda":
+            raise ValueError(
+                "backend 'cuda' runs on a GPU, and times are of this CPU; price GPUs with the model"
+                " roofline or lookup"
+            )
+        registry.make("backends", self.backend)
 
     def costs(self, network: Network, options: Sequence[Option]) -> Mapping[str, Table]:
         """``latency`` in seconds; the reference is the network in 32-bit floats."""

@@ -122,8 +122,19 @@ def _choices(verb: argparse.ArgumentParser) -> None:
 def _recipe(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--ranges", choices=["mse", "minmax"], help="how weight ranges are chosen")
     verb.add_argument("--rounding", help="nearest (the default), gptq, decoupleq, ...")
-    verb.add_argument("--corrections", help="moments (the default), bias, batchnorm or none")
-    verb.add_argument("--preparations", help="none (the default), fold, smooth or rotate")
+    verb.add_argument(
+        "--corrections",
+        help="moments (the default), bias, batchnorm, spread (moments,spread: both) or none",
+    )
+    verb.add_argument(
+        "--preparations", help="none (the default), fold, smooth, rotate, shift, align or clip"
+    )
+    verb.add_argument(
+        "--bos",
+        action="append",
+        metavar="REGEX",
+        help="layers that keep what they write for the first token in floats",
+    )
     verb.add_argument("--samples", type=int, help="samples that roundings and corrections look at")
 
 

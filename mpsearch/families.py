@@ -16,6 +16,7 @@
 ``pot2`` .. ``pot8``       zero and signed powers of two
 ``power2`` .. ``power8``   integers to a power that is searched for each tensor
 ``log2`` .. ``log8``       zero and powers of a base searched for each tensor, for inputs >= 0
+``logr2`` .. ``logr7``     zero and powers of the root of two: a shift, and one of two scales
 ``fx8.4``                  fixed point: 8 bits, 4 of fraction; nearest even and saturating, or as
                            in ``fx8.4_trn_wrap`` with a rounding and an overflow mode of HLS
 ``pb10``                   10 % of the weights at 8 bits, the others' signs
@@ -93,6 +94,7 @@ FAMILIES: dict[str, Family] = {
     **{f"pot{b}": Family("power", b) for b in range(2, 9)},
     **{f"power{b}": Family("exponent", b, tensor_bits=8) for b in range(2, 9)},
     **{f"log{b}": Family("log", b, tensor_bits=8) for b in range(2, 9)},
+    **{f"logr{b}": Family("log", b) for b in range(2, 8)},
     "fp16": Family("full", 16, scale_bits=0),
     "bf16": Family("full", 16, scale_bits=0),
     "fp32": Family("full", 32, scale_bits=0),

@@ -79,6 +79,7 @@ _OURS: dict[str, dict[str, str]] = {
     },
     "backends": {
         "cpu-packed": "mpsearch.kernels.packed:Packed",
+        "cuda": "mpsearch.kernels.cuda:Cuda",
         "onnx": "mpsearch.kernels.onnx_runtime:OnnxRuntime",
         "onednn": "mpsearch.kernels.onednn:OneDnn",
         "plain": "mpsearch.kernels.plain:Plain",

@@ -32,9 +32,11 @@ class Sweep:
         progress: Whether to draw a progress bar on standard error.
         cache: Results by key; pass the same one again to go on where a run was stopped.
         study: What all units of this run depend on: model, data, recipe; part of every key.
-        memory: Most bytes that samples are run and kept in, beside the model, its copy and the
-            batches themselves: a number, or a text such as ``4GB``, which is the default. Scores by
-            gradients take samples in parts of some hundred megabytes at most, whatever it says.
+        memory: Most bytes that samples are run and kept in, with their gradients: a number, or a
+            text such as ``4GB``, which is the default. Beside it are the model, its copy, weights
+            and their gradients, the Hessian of what one layer reads, the batches themselves, and
+            the recipe's samples put together. ``taylor``, ``lrp`` and the curvature of a task's own
+            loss take a batch whole: give smaller batches.
     """
 
     progress: bool = False

@@ -16,29 +16,28 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mpsearch.batches import call, parts, samples, tensor_of
+from mpsearch.batches import call, samples, tensor_of
 from mpsearch.formats import Option
 from mpsearch.network import Network
 from mpsearch.quant.bench import Bench
+from mpsearch.quant.memory import divided, fitting
 from mpsearch.sensitivity.gauss_newton import columns
 from mpsearch.sensitivity.hutchinson import Curvature
 from mpsearch.sensitivity.slopes import (
     Read,
     Reads,
+    differentiable,
     input_change,
     loss_of,
-    pieces,
     slopes,
+    together,
     watching,
 )
 from mpsearch.sensitivity.taylor import bent
-from mpsearch.sensitivity.traces import Traces
 from mpsearch.sensitivity.weights import stored
 from mpsearch.sweep import Sweep, Unit
 from mpsearch.tables import Floats
 from mpsearch.task import Task
-
-_ELEMENTS = 1 << 26  # of gradients that may be in memory at once
 
 Images = Callable[[Sequence[int], Sequence[Tensor]], list[Tensor]]
 """``images(rows, v)``: for some blocks H v, each row of v for itself."""
@@ -71,7 +70,7 @@ class Blocks:
         weights = [one.weight.requires_grad_() for one in every]
         ends = np.cumsum([len(layer) for layer in layers]).tolist()
         cuts = [slice(end - len(layer), end) for layer, end in zip(layers, ends, strict=True)]
-        batches = self.task.batches
+        batches = self._bendable(weights, float(sweep.memory))
         share = [samples(batch) / sum(map(samples, batches)) for batch in batches]
 
         ran: set[str] = set()
@@ -94,7 +93,8 @@ class Blocks:
 
         def compute(_: Unit) -> list[float]:
             shapes = [(1, sum(one.weight.numel() for one in layer)) for layer in layers]
-            top = [float(one) for one in self._top(self._starts(shapes, weights[0]), images)]
+            starts = self._starts(shapes, weights[0])
+            top = [float(one) for one in self._top(starts, images, self.iterations)]
             for one in every:
                 if one.name not in ran:
                     raise ValueError(
@@ -106,6 +106,18 @@ class Blocks:
         key: Unit = ("weights", *self._key, *(one.name for one in every))
         return np.array(sweep.run("hessian eigenvalue", [key], compute)[0])
 
+    def _bendable(self, weights: Sequence[Tensor], memory: float) -> list[Any]:
+        """The batches, in parts where the loss is known to be a mean over samples."""
+        if self.task.loss is not None:
+            return list(self.task.batches)
+
+        def bend(batch: Any) -> None:
+            curvature = Curvature.of(self.model, weights, batch, self._loss)
+            curvature.product(torch.cat([weight.detach().flatten() for weight in weights]))
+
+        most = fitting(bend, self.task.batches, memory)
+        return list(divided(self.task.batches, most).values())
+
     @property
     def _key(self) -> Unit:
         return self.iterations, self.tolerance, self.seed
@@ -115,17 +127,15 @@ class Blocks:
 
     def of_inputs(self, options: Sequence[Option], sweep: Sweep) -> tuple[Floats, Floats, Floats]:
         """Of each sample's inputs: eigenvalues, elements (samples, layers), squared errors."""
-        of = pieces(self.task, self.network, self.model)
-        if most := self._together:
-            of = {
-                (number, start + place * most): part
-                for (number, start), piece in of.items()
-                for place, part in enumerate(parts(piece, most))
-            }
+        most = 1
+        if together(self.task, self.network, self.model):
+            once = partial(self._of_part, options=options, iterations=1)
+            most = fitting(once, self.task.batches, float(sweep.memory))
+        of = divided(self.task.batches, most)
 
         def compute(unit: Unit) -> list[float]:
-            found: list[float] = self._of_part(of[int(unit[-2]), int(unit[-1])], options)
-            return found
+            batch, first, end = map(int, unit[-3:])
+            return self._of_part(of[batch, first, end], options, self.iterations)
 
         modules = [name for layer in self.network.layers for name in (layer.name, *layer.modules)]
         named = ("inputs", *self._key, *modules)
@@ -137,7 +147,7 @@ class Blocks:
         )
         return rows[..., 0], rows[..., 1], rows[..., 2:]
 
-    def _of_part(self, batch: Any, options: Sequence[Option]) -> list[float]:
+    def _of_part(self, batch: Any, options: Sequence[Option], iterations: int) -> list[float]:
         """For each sample and layer: eigenvalue, elements, and squared error at each option."""
         count, model = samples(batch), self.model
         members = [layer.modules for layer in self.network.layers]
@@ -147,10 +157,11 @@ class Blocks:
             value = self._loss(output, batch)
         calls = [[read for name in names for read in reads[name]] for names in members]
         sizes = [sum(read.value.numel() for read in layer) // count for layer in calls]
-        if self._together:
+        if self._few:
             tops = self._by_columns(tensor_of(output), calls, count)
         else:
-            tops = [count * top for top in self._by_products(value, calls, sizes, count)]
+            shapes = [(count, size) for size in sizes]
+            tops = [count * top for top in self._by_products(value, calls, shapes, iterations)]
         each = [
             torch.stack(
                 [top, torch.full_like(top, size), *self._errors(row, reads, options, count)]
@@ -161,18 +172,10 @@ class Blocks:
         return flat
 
     @cached_property
-    def _together(self) -> int:
-        """How many samples' gradients fit in memory, if few of them give the Hessian; else 0."""
-        weights = [one.weight for layer in stored(self.model, self.network) for one in layer]
-        wanted = [weight.requires_grad for weight in weights]
-        for weight in weights:
-            weight.requires_grad_()
-        traces = Traces(self.task, self.network, self.model, tuple(weights))
-        few = traces.method("auto", self.iterations) == "exact"
-        size = traces.outputs * sum(layer.inputs for layer in self.network.layers)
-        for weight, before in zip(weights, wanted, strict=True):
-            weight.requires_grad_(before)
-        return _ELEMENTS // max(size, 1) if few else 0
+    def _few(self) -> bool:
+        """Whether few gradients give the Hessian."""
+        with differentiable(self.task, self.network, self.model) as traces:
+            return traces.method("auto", self.iterations) == "exact"
 
     def _by_columns(
         self, output: Tensor, calls: Sequence[Sequence[Read]], count: int
@@ -201,7 +204,11 @@ class Blocks:
         return tops
 
     def _by_products(
-        self, value: Tensor, calls: Sequence[Sequence[Read]], sizes: Sequence[int], count: int
+        self,
+        value: Tensor,
+        calls: Sequence[Sequence[Read]],
+        shapes: Sequence[tuple[int, int]],
+        iterations: int,
     ) -> list[Tensor]:
         """(count,) each layer's, of the Hessian of a mean over samples."""
         at = slopes(value, [read.edge for layer in calls for read in layer], graph=True)
@@ -211,7 +218,7 @@ class Blocks:
         def images(rows: Sequence[int], v: Sequence[Tensor]) -> list[Tensor]:
             return [_image(found[row], values[row], v[row]) for row in rows]
 
-        return self._top(self._starts([(count, size) for size in sizes], value), images)
+        return self._top(self._starts(shapes, value), images, iterations)
 
     def _errors(self, row: int, reads: Reads, options: Sequence[Option], count: int) -> Tensor:
         """(options, count) the squared error of what each sample has a layer read."""
@@ -229,12 +236,12 @@ class Blocks:
         drawn = [torch.randn(shape, generator=generator) for shape in shapes]
         return [each.to(like.device, like.dtype) for each in drawn]
 
-    def _top(self, v: Sequence[Tensor], images: Images) -> list[Tensor]:
+    def _top(self, v: Sequence[Tensor], images: Images, iterations: int) -> list[Tensor]:
         """(rows,) each block's eigenvalues, one for each row of its v."""
         v = [_unit(each) for each in v]
         found = [torch.full((len(each),), torch.nan, dtype=torch.float64) for each in v]
         left = list(range(len(v)))
-        for _ in range(self.iterations):
+        for _ in range(iterations):
             moving = []
             for row, image in zip(left, images(left, v), strict=True):
                 now = (v[row] * image).sum(dim=1, dtype=torch.float64)

@@ -34,7 +34,7 @@ from mpsearch.sensitivity.relative_error import (
     watching,
 )
 from mpsearch.sensitivity.surroundings import Around, Context, around, averaged, check_context
-from mpsearch.sweep import Sweep, Unit
+from mpsearch.sweep import Sweep, Unit, read_memory
 from mpsearch.tables import Floats, Table
 from mpsearch.task import Task
 from mpsearch.tracing import check_deterministic
@@ -126,13 +126,17 @@ class Entropy:
         )
 
 
-def dependencies(task: Task, network: Network, recipe: Recipe) -> dict[tuple[str, str], float]:
+def dependencies(
+    task: Task, network: Network, recipe: Recipe, *, memory: float | str = "4GB"
+) -> dict[tuple[str, str], float]:
     """For pairs of layers, one right after the other, the mean of `dependency`.
 
-    Pairs whose inputs differ in shape have none and are left out.
+    Pairs whose inputs differ in shape have none and are left out. ``memory`` is as in
+    :class:`mpsearch.sweep.Sweep`.
     """
     check_deterministic(task.model, checked(task.batches)[0])
-    bench = Bench(task.model, task.batches, members(network), recipe)
+    limit = read_memory(memory)
+    bench = Bench(task.model, task.batches, members(network), recipe, memory=limit)
     found: dict[tuple[str, str], list[Tensor]] = {}
     kinds = {name: layer.kind for layer in network.layers for name in layer.modules}
     first = {layer.name: layer.modules[0] for layer in network.layers}

@@ -4,9 +4,11 @@ From MC-MoE (Huang et al. 2025, "Mixture Compressor for Mixture-of-Experts LLMs 
 2410.06270, section 3.2): ``phi^alpha w^beta eps^gamma`` of each expert at each bit-width.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -106,38 +108,49 @@ class McMoe:
         return averaged(self._table(at, blocks) for at in each)
 
     def _table(self, at: Around, blocks: Mapping[str, Sequence[int]]) -> Table:
-        layers, mask, batches = at.network.layers, at.network.mask(at.options), at.task.batches
+        layers, mask = at.network.layers, at.network.mask(at.options)
         values, stderr = np.zeros(mask.shape), np.zeros(mask.shape)
         for name, rows in blocks.items():
-            block = Block(at.bench, batches, name, [layers[row] for row in rows], at.given)
-            values[rows], stderr[rows] = self._scores(block, at.options, at.study)
-        doubt = stderr if len(batches) > 1 else None
+            values[rows], stderr[rows] = self._scores(name, [layers[row] for row in rows], at)
+        doubt = stderr if len(at.task.batches) > 1 else None
         unit = "rank score (MC-MoE)"
         return Table(layers, at.options, values, unit, stderr=doubt, allowed=mask)
 
-    def _scores(
-        self, block: "Block", options: Sequence[Option], sweep: Sweep
-    ) -> tuple[Floats, Floats]:
-        """(experts, options) scores, and their standard errors."""
-        count, key = len(block.experts), (block.name, self.top_k or 0)
-        (routed,) = sweep.run("mc-moe routing", [key], lambda _: block.routed(self.top_k))
-        frequency, weight = np.reshape(routed[: 2 * count], (2, count))
-        units: list[Unit] = [
-            (block.name, number, str(option)) for number in range(count) for option in options
-        ]
-        named = {str(option): option for option in options}
-
-        def compute(unit: Unit) -> list[float]:
-            return block.errors(int(unit[1]), named[str(unit[2])])
-
-        found = np.reshape(sweep.run("mc-moe", units, compute), (count, len(options), -1))
+    def _scores(self, name: str, experts: Sequence[Layer], at: Around) -> tuple[Floats, Floats]:
+        """(experts, options) scores of a block, and their standard errors."""
+        each = [self._of_batch(name, experts, at, number) for number in range(len(at.task.batches))]
+        routed = np.sum([one for one, _ in each], axis=0)
+        found, batches = np.stack([errors for _, errors in each], axis=-1), len(each)
+        frequency, weight = routed[:-1].reshape(2, -1)
+        if not frequency.sum():
+            raise ValueError(
+                f"the router of {_said(name)} sends nothing to the experts that are layers here;"
+                " set top_k to what the block itself takes"
+            )
         if self.relative:
-            found = found / (sum(routed[2 * count :]) or 1.0)
-        eps, batches = found.sum(axis=-1), found.shape[-1]
+            found = found / (routed[-1] or 1.0)
+        eps = found.sum(axis=-1)
         values = objective(frequency, weight, eps, self.alpha, self.beta, self.gamma)
         spread = found.std(axis=-1, ddof=1) * batches**0.5 if batches > 1 else np.zeros(eps.shape)
         share = np.divide(spread, eps, out=np.zeros(eps.shape), where=eps > 0)
         return values, values * self.gamma * share
+
+    def _of_batch(
+        self, name: str, experts: Sequence[Layer], at: Around, number: int
+    ) -> tuple[Floats, Floats]:
+        """What :meth:`Block.routed` says of a batch, and (experts, options) errors."""
+        block = Block(at.bench, at.task.batches[number], name, experts, at.given)
+        key, named = (name, self.top_k or 0, number), {str(option): option for option in at.options}
+        routed = at.study.run("mc-moe routing", [key], lambda _: block.routed(self.top_k))
+        units: list[Unit] = [
+            (name, number, expert, option) for expert in range(len(experts)) for option in named
+        ]
+
+        def compute(unit: Unit) -> list[float]:
+            return [block.error(int(unit[-2]), named[str(unit[-1])])]
+
+        found = at.study.run("mc-moe", units, compute)
+        return np.array(routed[0]), np.reshape(found, (len(experts), len(named)))
 
 
 def objective(
@@ -179,62 +192,57 @@ class Block:
 
     Attributes:
         bench: Whose recipe corrects nothing.
-        batches: What it is run on.
+        batch: What it is run on.
         name: Of the module that has both.
         experts: Those that run.
         given: What modules have meanwhile; what the expert at an option has itself is left out.
     """
 
     bench: Bench
-    batches: Sequence[Any]
+    batch: Any
     name: str
     experts: Sequence[Layer]
     given: Given = field(default_factory=dict)
-    _kept: list[Any] = field(default_factory=list, init=False, repr=False)
 
     @property
     def _module(self) -> nn.Module:
         return self.bench.model.get_submodule(self.name)
 
     def routed(self, top_k: int | None) -> list[float]:
-        """How often each expert is asked, its summed weights, and each batch's norm of outputs."""
+        """How often each expert is asked, its summed weights, and the norm of the output."""
         numbers = [int(str(expert_of(one)).rpartition(".")[2]) for one in self.experts]
         router = self._router(max(numbers) + 1)
         k = top_k or self._top_k(router)
         rows, _ = [0.0] * (2 * len(self.experts)), self._inputs
         with self.bench.at(self.given), _watched(router) as seen:
-            norms = self._norms(self._outputs())
+            norm = self._norm(self._outputs())
             weight = router.get_parameter("weight").detach().clone()
         bias = getattr(router, "bias", None)
         for args, kwargs in seen:
             x = next(v for v in [*args, *kwargs.values()] if isinstance(v, Tensor))
             logits = nn.functional.linear(x.reshape(-1, x.shape[-1]), weight, bias)
             if k > logits.shape[-1]:
-                raise ValueError(f"top_k is {k}, and {self._said} has {logits.shape[-1]} experts")
+                raise ValueError(
+                    f"top_k is {k}, and {_said(self.name)} has {logits.shape[-1]} experts"
+                )
             value, chosen = logits.double().softmax(-1).topk(k)
             for place, number in enumerate(numbers):
                 rows[place] += float((chosen == number).sum())
                 rows[len(numbers) + place] += float(value[chosen == number].sum())
-        if not sum(rows):
-            raise ValueError(
-                f"the router of {self._said} sends nothing to the experts that are layers here;"
-                " set top_k to what the block itself takes"
-            )
-        return rows + norms
+        return [*rows, norm]
 
-    def errors(self, number: int, option: Option) -> list[float]:
-        """For each batch the norm of what the output changes by with one expert at an option."""
+    def error(self, number: int, option: Option) -> float:
+        """The norm of what the output changes by with one expert at an option."""
         if not changes(option):
-            return [0.0] * len(self.batches)
+            return 0.0
         own, _ = dict.fromkeys(self.experts[number].modules, option), self._inputs
         others = {name: other for name, other in self.given.items() if name not in own}
         with self.bench.at(others):
             before = self._outputs()
         with self.bench.at(others | own):
             rounded = self._outputs()
-        pairs = zip(rounded, before, strict=True)
-        found = self._norms([[x - y for x, y in zip(*calls, strict=True)] for calls in pairs])
-        if not np.isfinite(found).all():
+        found = self._norm([x - y for x, y in zip(rounded, before, strict=True)])
+        if not np.isfinite(found):
             raise ValueError(
                 f"expert {self.experts[number].name!r} at {str(option)!r}: the output of its block"
                 " is not finite; check the model on these batches, which may be out of range in"
@@ -242,30 +250,22 @@ class Block:
             )
         return found
 
-    def _norms(self, outputs: Sequence[Sequence[Tensor]]) -> list[float]:
-        return [sum(float(x.double().square().sum()) for x in calls) ** 0.5 for calls in outputs]
+    def _norm(self, outputs: Sequence[Tensor]) -> float:
+        return math.sqrt(sum(float(x.double().square().sum()) for x in outputs))
 
     @torch.no_grad()
-    def _outputs(self) -> list[list[Tensor]]:
-        """What the block writes, for each batch and call."""
+    def _outputs(self) -> list[Tensor]:
+        """What the block writes in each call."""
         module = self._module
-        return [
-            [tensor_of(module(*args, **kwargs)) for args, kwargs in calls] for calls in self._inputs
-        ]
+        return [tensor_of(module(*args, **kwargs)) for args, kwargs in self._inputs]
 
-    @property
+    @cached_property
     @torch.no_grad()
-    def _inputs(self) -> list[list[Any]]:
-        """What the block reads, for each batch and call; read once, before anything is changed."""
-        for batch in self.batches[len(self._kept) :]:
-            with self.bench.at(self.given), _watched(self._module) as seen:
-                call(self.bench.model, batch)
-            self._kept.append(seen)
-        return self._kept
-
-    @property
-    def _said(self) -> str:
-        return f"block {self.name!r}" if self.name else "the model"
+    def _inputs(self) -> list[Any]:
+        """What the block reads in each call; read once, before anything is changed."""
+        with self.bench.at(self.given), _watched(self._module) as seen:
+            call(self.bench.model, self.batch)
+        return seen
 
     def _router(self, experts: int) -> nn.Module:
         """The one module beside the experts whose weight has a row for each of them."""
@@ -284,7 +284,7 @@ class Block:
         if len(found) != 1:
             said = ", ".join(map(repr, found)) or "none"
             raise ValueError(
-                f"{self._said} has {said} beside its experts with a weight of {experts} rows;"
+                f"{_said(self.name)} has {said} beside its experts with a weight of {experts} rows;"
                 " wanted one, its router"
             )
         (router,) = found.values()
@@ -297,9 +297,13 @@ class Block:
             if isinstance(value, int) and value > 0:
                 return value
         raise ValueError(
-            f"{self._said} does not say how many experts a token is sent to (in 'top_k'); set"
+            f"{_said(self.name)} does not say how many experts a token is sent to (in 'top_k'); set"
             " McMoe(top_k=...)"
         )
+
+
+def _said(block: str) -> str:
+    return f"block {block!r}" if block else "the model"
 
 
 @contextmanager

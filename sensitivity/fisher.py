@@ -20,18 +20,19 @@ from mpsearch.batches import call, checked, parts, samples, tensor_of
 from mpsearch.formats import Option
 from mpsearch.network import Network
 from mpsearch.quant.arguments import rounded
+from mpsearch.quant.memory import divided, fitting
 from mpsearch.quant.recipe import Recipe
-from mpsearch.sensitivity.gauss_newton import columns
+from mpsearch.sensitivity.gauss_newton import Random, columns
 from mpsearch.sensitivity.seeded import seeded
 from mpsearch.sensitivity.slopes import (
     Layers,
     finite,
     loss_of,
     one_of,
-    pieces,
     reached,
     replaced,
     slopes,
+    together,
     watching,
 )
 from mpsearch.sensitivity.surroundings import Around, Context, around, averaged, check_context
@@ -100,14 +101,17 @@ class Fisher:
         with torch.no_grad():
             plain = isinstance(call(layers.model, task.batches[0]), Tensor)
         alone = task.loss is not None and not plain  # such an output cannot be taken apart
-        of = pieces(task, network, layers.model, alone=alone)
         score = self._by_outputs if self.at == "outputs" else self._by_weights
+        most = 1
+        if not alone and together(task, network, layers.model):
+            memory = float(at.sweep.memory)
+            most = fitting(lambda x: score(layers, x, seeded(self.seed)), task.batches, memory)
+        of = divided(task.batches, most)
 
         def compute(unit: Unit) -> list[float]:
-            place = int(unit[-2]), int(unit[-1])
-            rows: list[float] = (
-                score(layers, of[place], seeded(self.seed, *place)).flatten().tolist()
-            )
+            batch, first, end = map(int, unit[-3:])
+            directions = [seeded(self.seed, batch, sample) for sample in range(first, end)]
+            rows: list[float] = score(layers, of[batch, first, end], directions).flatten().tolist()
             return rows
 
         named: Unit = (layers.key, self.at, self.seed, *map(str, at.options))
@@ -132,7 +136,7 @@ class Fisher:
         kind = "Fisher" if layers.task.loss is None else "empirical Fisher"
         return f"{layers.unit}, by a diagonal {kind} matrix"
 
-    def _by_weights(self, layers: Layers, batch: Any, generator: torch.Generator) -> Floats:
+    def _by_weights(self, layers: Layers, batch: Any, random: Random) -> Floats:
         """(samples, layers, options)."""
         count, model, options = samples(batch), layers.model, layers.options
         weights = layers.weights(options)
@@ -141,7 +145,7 @@ class Fisher:
             watching(model, layers.readers(options)) as reads,
             Uses(weights if count > 1 else ()) as uses,
         ):
-            value = slope_of_each(layers.task, call(model, batch), batch, generator)
+            value = slope_of_each(layers.task, call(model, batch), batch, random)
         edges = [use.edge for found in uses.found for use in found]
         direct = weights if count == 1 else []
         read = [one.edge for calls in reads.values() for one in calls]
@@ -171,14 +175,14 @@ class Fisher:
                     scores[:, row, column] += each.numpy()
         return scores
 
-    def _by_outputs(self, layers: Layers, batch: Any, generator: torch.Generator) -> Floats:
+    def _by_outputs(self, layers: Layers, batch: Any, random: Random) -> Floats:
         """(samples, layers, options)."""
         model, count = layers.model.requires_grad_(False), samples(batch)
         rows = range(len(layers.network.layers))
         given = [[layers.at(row, option) for option in layers.options] for row in rows]
         names = {name for row in given for one in row for name in one}
         with torch.enable_grad(), writing(model, names) as written:
-            value = slope_of_each(layers.task, call(model, batch), batch, generator)
+            value = slope_of_each(layers.task, call(model, batch), batch, random)
         found = slopes(value, [one.edge for calls in written.values() for one in calls])
         scores = np.zeros((count, *layers.mask.shape))
         for row, column in zip(*np.nonzero(layers.mask), strict=True):
@@ -256,11 +260,11 @@ def writing(model: nn.Module, names: Iterable[str]) -> Iterator[Mapping[str, Seq
         yield found
 
 
-def slope_of_each(task: Task, output: Any, batch: Any, generator: torch.Generator) -> Tensor:
+def slope_of_each(task: Task, output: Any, batch: Any, random: Random) -> Tensor:
     """A number whose gradient is, in what belongs to a sample, that of the sample's own loss."""
     count, found = samples(batch), tensor_of(output)
     if task.loss is None:
-        (slope,) = columns(found, count, 1, generator)
+        (slope,) = columns(found, count, 1, random)
     elif count == 1:
         return loss_of(task, output, batch, found)
     else:

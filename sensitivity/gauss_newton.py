@@ -21,13 +21,14 @@ from mpsearch.sensitivity.uses import Uses, squared_norms
 Root = Callable[[Tensor], Tensor]
 """S as a function r -> S r, on all samples' outputs at once."""
 
+Random = torch.Generator | Sequence[torch.Generator]
+"""Where signs are from: one for all samples, or one for each."""
+
 TOGETHER = 10
 """Columns whose gradients are multiplied at once."""
 
 
-def columns(
-    output: Tensor, count: int, groups: int | None, generator: torch.Generator
-) -> Iterator[Tensor]:
+def columns(output: Tensor, count: int, groups: int | None, random: Random) -> Iterator[Tensor]:
     """The columns of each sample's S, with ``S S^T`` the Hessian in the output of its divergence.
 
     The divergence is `mpsearch.batches.divergence`; KL has ``diag(p) - p p^T`` for each token.
@@ -38,16 +39,23 @@ def columns(
         groups: Into how many groups to add up the columns, each with a random sign: ``S S^T`` is
             then right in expectation. The likeliest classes go to different groups. Without, every
             column comes alone: as many as a sample's output has elements.
-        generator: Where signs are from.
+        random: Where signs are from.
     """
     values = output.detach().double()
     size = values.numel() // count
     root, place = (_of_kl if output.dim() in (2, 3) else _of_mse)(values, count)
     group = place if groups is None else place % groups
-    sign = torch.randint(2, (count, size), generator=generator, dtype=torch.int8) * 2 - 1
+    drawn = [
+        torch.randint(2, (size,), generator=one, dtype=torch.int8) for one in _each(random, count)
+    ]
+    sign = torch.stack(drawn) * 2 - 1
     for number in range(min(groups or size, size)):
         r = sign.to(values) * (group == number)
         yield root(r.reshape(output.shape))
+
+
+def _each(random: Random, count: int) -> Sequence[torch.Generator]:
+    return [random] * count if isinstance(random, torch.Generator) else random
 
 
 def _of_kl(output: Tensor, count: int) -> tuple[Root, Tensor]:
@@ -89,18 +97,19 @@ class GaussNewton:
     groups: int | None = None
     together: bool = True
 
-    def traces(self, batch: Any, generator: torch.Generator) -> Tensor:
+    def traces(self, batch: Any, random: Random) -> Tensor:
         """(N, W) each sample's trace of each weight's block, float64."""
         if self.together:
-            return self._by_uses(batch, generator)
-        return torch.cat([self._by_autograd(one, generator) for one in parts(batch, 1)])
+            return self._by_uses(batch, random)
+        each = zip(parts(batch, 1), _each(random, samples(batch)), strict=True)
+        return torch.cat([self._by_autograd(one, generator) for one, generator in each])
 
-    def _by_uses(self, batch: Any, generator: torch.Generator) -> Tensor:
+    def _by_uses(self, batch: Any, random: Random) -> Tensor:
         """All samples at once, from what layers read and the gradients at what they wrote."""
         count = samples(batch)
         output, uses = run(self.model, batch, self.weights)
         total = torch.zeros(count, len(self.weights), dtype=torch.float64)
-        for block in _blocks(columns(output, count, self.groups, generator), TOGETHER):
+        for block in _blocks(columns(output, count, self.groups, random), TOGETHER):
             total += norms_by_uses(output, uses, block, count)
         return total
 

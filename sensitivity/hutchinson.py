@@ -20,8 +20,6 @@ from mpsearch.batches import call
 Loss = Callable[[Any, Any], Any]
 """``loss(output, batch) -> one number``."""
 
-_ELEMENTS = 1 << 27  # of directions and their images that may be in memory
-
 
 @dataclass(frozen=True, eq=False)
 class Curvature:
@@ -113,13 +111,13 @@ class Deflated:
 
     @classmethod
     def of(cls, curvature: Curvature, rank: int, generator: torch.Generator) -> "Deflated":
-        """From ``2 rank`` products, or fewer where so many directions do not fit in memory."""
-        none = curvature.weights[0].new_zeros(curvature.size, 0)
-        rank = min(rank, _ELEMENTS // (2 * curvature.size))
+        """From ``2 rank`` products."""
         if rank < 1:
+            none = curvature.weights[0].new_zeros(curvature.size, 0)
             return cls(curvature, none, none)
         drawn = [curvature.product(curvature.signs(generator)) for _ in range(rank)]
         directions = torch.linalg.qr(torch.stack(drawn, dim=1)).Q
+        del drawn
         images = [curvature.product(direction) for direction in directions.unbind(dim=1)]
         return cls(curvature, directions, torch.stack(images, dim=1))
 

@@ -1,6 +1,7 @@
-"""The loss a score differentiates: the task's own, else cross-entropy with the batch's labels.
+"""The loss a score is of: the task's own, else cross-entropy with the batch's labels.
 
-The divergence from the model's own output, which needs no labels, has no slope at the model itself.
+Where it is differentiated, the divergence from the model's own output, which needs no labels, would
+have no slope at the model itself.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +26,21 @@ def sloped_loss(task: Task) -> Loss:
 
 
 def cross_entropy(output: Any, batch: Any) -> Tensor:
-    """Mean cross-entropy of logits with the labels of ``(x, y)`` or of a dict's ``labels``.
+    """Mean cross-entropy of logits with the labels they have, as :func:`labelled` says."""
+    logits, labels = labelled(output, batch)
+    return F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten())
+
+
+def each_cross_entropy(output: Any, batch: Any) -> Tensor:
+    """(N,) of each sample in float64, averaged over its tokens that have a label."""
+    logits, labels = labelled(output, batch)
+    wide = logits.double().flatten(0, -2)
+    lost = F.cross_entropy(wide, labels.flatten(), reduction="none").reshape(len(labels), -1)
+    return lost.sum(1) / (labels != _IGNORED).reshape(lost.shape).sum(1).clamp_min(1)
+
+
+def labelled(output: Any, batch: Any) -> tuple[Tensor, Tensor]:
+    """Logits and a class for each row of them: of ``(x, y)``, or a dict's ``labels``.
 
     A language model is judged on the next token: of ``labels`` (Hugging Face's, not shifted), else
     of the token ids it read.
@@ -41,9 +56,9 @@ def cross_entropy(output: Any, batch: Any) -> Tensor:
         labels = labels if isinstance(batch, Mapping) else None
     if labels is None or logits.dim() < 2 or labels.shape != logits.shape[:-1]:
         raise ValueError(
-            "this score differentiates a loss, the task has none, and the batch has no labels that"
-            f" fit logits of shape {tuple(logits.shape)}; give batches (x, y) or {{..., 'labels':"
-            " y}} with a class for each row of logits, or a loss for the task"
+            "this score is of a loss, the task has none, and the batch has no labels that fit"
+            f" logits of shape {tuple(logits.shape)}; give batches (x, y) or {{..., 'labels': y}}"
+            " with a class for each row of logits, or Task(..., loss=...); 'kl' needs neither"
         )
     flat, classes = labels.flatten().long(), logits.shape[-1]
     used = flat[flat != _IGNORED]
@@ -52,7 +67,7 @@ def cross_entropy(output: Any, batch: Any) -> Tensor:
             f"labels are {sorted(set(flat.tolist()))[:5]} and so on; wanted some from 0 to"
             f" {classes - 1}, as many classes as the logits have, or {_IGNORED} to leave one out"
         )
-    return F.cross_entropy(logits.flatten(0, -2).float(), flat.to(logits.device))
+    return logits, labels.long().to(logits.device)
 
 
 def _labels(batch: Any) -> tuple[Tensor | None, bool]:

@@ -58,8 +58,8 @@ class LostEntropy:
         total = np.zeros(1 + len(self.task.batches))
         if option.weight.quantized:
             eight, coarse = (
-                [_histogram(self.bench.codes(name, form).codes) for name in layer.modules]
-                for form in (_EIGHT, option.weight)
+                [_histogram(self.bench.codes(name, *given).codes) for name in layer.modules]
+                for given in ((_EIGHT,), (option.weight, option.method))
             )
             pairs = zip(eight, coarse, strict=True)
             total += np.mean([_share(layer, *pair) for pair in pairs])

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -16,12 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from mpsearch import batches
-from mpsearch.batches import call, checked, divergence, samples
+from mpsearch.batches import call, checked, divergence, parts, samples, tensor_of
 from mpsearch.formats import Option
 from mpsearch.network import Layer, Network
 from mpsearch.quant.bench import Bench
 from mpsearch.quant.corrections import Moments, correcting, float_moments, undone
+from mpsearch.quant.memory import divided
 from mpsearch.quant.recipe import Recipe
+from mpsearch.quant.replay import Replay
+from mpsearch.quant.spreading import refuse
 from mpsearch.sensitivity.measures import judged
 from mpsearch.sensitivity.relative_error import (
     check_called,
@@ -51,7 +54,8 @@ class Noise:
 
     The loss is the divergence from the float output on the recipe's calibration samples; where the
     task has a loss of its own, what that gains on all batches. The standard error is over samples,
-    for a loss of the task's own over batches, and over draws.
+    for a loss of the task's own over batches, and over draws. Where nothing is corrected, samples
+    are run in parts that fit in memory; noise on inputs is relative to what is read at once.
 
     Attributes:
         sizes: Relative sizes t.
@@ -84,9 +88,10 @@ class Noise:
         """Table in ``KL (nats)`` or the like, or in ``loss``.
 
         Raises:
-            ValueError: Batches, a model or a format it cannot work with, or a loss that is not
-                finite.
+            ValueError: Batches, a model, a format or a correction it cannot work with, or a loss
+                that is not finite.
         """
+        refuse(recipe, "weights with noise on them have none")
         check_deterministic(task.model, checked(task.batches)[0])
         each = around(self, task, network, options, recipe=recipe, sweep=sweep)
         return averaged(map(self._table, each))
@@ -101,53 +106,102 @@ class Noise:
         if at.given:
             memory = float(at.sweep.memory)
             bench = Bench(at.model, task.batches, members(network), at.recipe, memory=memory)
-        noisy = _Noisy(self, task, bench)
+        pairs: list[tuple[Role, int]] = [
+            (role, row)
+            for role, errors in shifts.items()
+            if errors.any()
+            for row in range(len(errors))
+        ]
+        found = self._slopes(task, bench, network.layers, pairs, at.study)
         values = np.zeros((len(network.layers), len(options)))
-        squares = np.zeros_like(values)
-        for role, errors in shifts.items():
-            if not errors.any():
-                continue
-            slopes = self._slopes(noisy, network.layers, role, at.study)
-            values += slopes[:, :1] * errors
-            squares += (slopes[:, 1:] * errors) ** 2
+        squares, share = np.zeros_like(values), _share(task, found, bench)
+        for (role, row), slopes in zip(pairs, found, strict=True):
+            alpha, error = _alpha(slopes, share)
+            values[row] += alpha * shifts[role][row]
+            squares[row] += (error * shifts[role][row]) ** 2
         return Table(
             network.layers,
             options,
             values,
-            noisy.unit,
-            stderr=np.sqrt(squares) if noisy.rows > 1 or self.draws > 1 else None,
+            _unit(task, bench),
+            stderr=np.sqrt(squares) if len(share) > 1 or self.draws > 1 else None,
             allowed=network.mask(options),
         )
 
-    def _slopes(self, noisy: "_Noisy", layers: Sequence[Layer], role: Role, sweep: Sweep) -> Floats:
-        """(layers, 2) alpha and its standard error."""
-        named = {layer.name: layer for layer in layers}
+    def _slopes(
+        self,
+        task: Task,
+        bench: Bench,
+        layers: Sequence[Layer],
+        pairs: Sequence[tuple[Role, int]],
+        sweep: Sweep,
+    ) -> list[Floats]:
+        """(draws, rows) slopes of each role and layer."""
+        whole = task.loss is not None or bench.recipe.corrections
+        pieces = divided([bench.batch], samples(bench.batch) if whole else bench.most)
+        units: dict[Unit, tuple[Place, Role, int]] = {
+            (repr(self), role, *place, layers[row].name): (place, role, row)
+            for place in pieces
+            for role, row in pairs
+        }
+
+        @lru_cache(maxsize=1)
+        def noisy(*place: int) -> _Noisy:
+            return _Noisy(self, task, bench, pieces[place])
 
         def compute(unit: Unit) -> list[float]:
-            return noisy.slope(named[str(unit[-1])], role, list(named).index(str(unit[-1])))
+            place, role, row = units[unit]
+            slopes: list[float] = noisy(*place).slopes(layers[row], role, row).flatten().tolist()
+            return slopes
 
-        units: list[Unit] = [(repr(self), role, name) for name in named]
-        return np.array(sweep.run("noise", units, compute))
+        found = [
+            np.reshape(one, (self.draws, -1)) for one in sweep.run("noise", list(units), compute)
+        ]
+        return [np.concatenate(found[i :: len(pairs)], axis=1) for i in range(len(pairs))]
+
+
+def _alpha(slopes: Floats, share: Floats) -> tuple[float, float]:
+    """The mean of (draws, rows) slopes, and its standard error."""
+    by_row, by_draw = slopes.mean(axis=0), slopes @ share
+    mean, count, variance = float(share @ by_row), len(by_row), 0.0
+    if count > 1:
+        variance += float(((share * (by_row - mean)) ** 2).sum()) * count / (count - 1)
+    if len(by_draw) > 1:
+        variance += float(by_draw.var(ddof=1)) / len(by_draw)
+    return mean, math.sqrt(variance)
+
+
+def _share(task: Task, slopes: Sequence[Floats], bench: Bench) -> Floats:
+    """(rows,) of each row in the mean: by the samples of a batch, else all alike."""
+    if task.loss is None:
+        rows = slopes[0].shape[1] if slopes else samples(bench.batch)
+        return np.full(rows, 1 / rows)
+    sizes = np.array([samples(batch) for batch in task.batches], dtype=np.float64)
+    return np.array(sizes / sizes.sum())
+
+
+@torch.no_grad()
+def _unit(task: Task, bench: Bench) -> str:
+    if task.loss:
+        return "loss"
+    return batches.unit(tensor_of(call(bench.model, parts(bench.batch, 1)[0])))
 
 
 @dataclass(frozen=True, eq=False)
 class _Noisy:
-    """Losses of a bench's model with noise on one layer, a row for each sample or batch."""
+    """Losses of a bench's model with noise on one layer, a row for each sample or batch.
+
+    Attributes:
+        batch: Calibration samples that are run at once; no matter for a loss of the task's own.
+    """
 
     noise: Noise
     task: Task
     bench: Bench
+    batch: Any
 
-    @property
-    def unit(self) -> str:
-        return "loss" if self.task.loss else batches.unit(self.bench.reference)
-
-    @property
-    def rows(self) -> int:
-        return len(self._float)
-
-    def slope(self, layer: Layer, role: Role, number: int) -> list[float]:
-        """Alpha of one layer and role, and its standard error."""
+    def slopes(self, layer: Layer, role: Role, number: int) -> Floats:
+        """(draws, rows) slopes of the loss against the squared size."""
         squares = np.square(self.noise.sizes)
         found = [
             [
@@ -156,31 +210,18 @@ class _Noisy:
             ]
             for draw in range(self.noise.draws)
         ]  # (draws, sizes, rows)
-        slopes = np.einsum("dsr,s->dr", np.array(found), squares) / (squares**2).sum()
+        slopes: Floats = np.einsum("dsr,s->dr", np.array(found), squares) / (squares**2).sum()
         if not np.isfinite(slopes).all():
             raise ValueError(
                 f"layer {layer.name!r}: the loss is {slopes.sum()} with noise on its {role}; wanted"
                 " a finite number: leave the layer out, give smaller sizes, or give the model in"
                 " float32"
             )
-        by_row, by_draw = slopes.mean(axis=0), slopes @ self._share
-        mean = float(self._share @ by_row)
-        count = len(by_row)
-        variance = 0.0
-        if count > 1:
-            spread = (self._share * (by_row - mean)) ** 2
-            variance += float(spread.sum()) * count / (count - 1)
-        if len(by_draw) > 1:
-            variance += float(by_draw.var(ddof=1)) / len(by_draw)
-        return [mean, math.sqrt(variance)]
+        return slopes
 
     @cached_property
-    def _share(self) -> Floats:
-        """(rows,) of each row in the mean."""
-        if self.task.loss is None:
-            return np.full(len(self._float), 1 / len(self._float))
-        sizes = np.array([samples(batch) for batch in self.task.batches], dtype=np.float64)
-        return np.array(sizes / sizes.sum())
+    def _replay(self) -> Replay:
+        return self.bench.remembered(self.batch)
 
     @cached_property
     def _float(self) -> Floats:
@@ -206,8 +247,8 @@ class _Noisy:
         with undone(bench.model, list(layers.values())):
             if self.task.loss is None:
                 with self._correcting(layers):
-                    output = bench.replay.run(names) if names else bench.reference
-                return np.array(divergence(bench.reference, output).numpy(force=True))
+                    output = self._replay.run(names) if names else self._replay.reference
+                return np.array(divergence(self._replay.reference, output).numpy(force=True))
             if layers and bench.recipe.corrections:
                 with self._correcting(layers):
                     call(bench.model, bench.batch)
@@ -230,7 +271,7 @@ class _Noisy:
             run = partial(call, bench.model, bench.batch)
             return float_moments(bench.model, self._layers, run, bench.recipe.corrections)
 
-    def _correcting(self, layers: Mapping[str, nn.Module]) -> AbstractContextManager[None]:
+    def _correcting(self, layers: Mapping[str, nn.Module]) -> AbstractContextManager[object]:
         if self._moments is None or not layers:
             return nullcontext()
         return correcting(self._moments, layers)

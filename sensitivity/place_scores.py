@@ -20,16 +20,18 @@ from mpsearch.network import Network
 from mpsearch.places import Block, Places
 from mpsearch.quant.bench import Bench
 from mpsearch.quant.input_hessian import as_rows
+from mpsearch.quant.memory import divided, fitting
 from mpsearch.quant.places import KEPT, Mixed, rounded_apart, sums, weights_of
 from mpsearch.quant.recipe import Recipe
 from mpsearch.sensitivity.fisher import Fisher, sample_gradients, slope_of_each
+from mpsearch.sensitivity.gauss_newton import Random
 from mpsearch.sensitivity.hessian_trace import HessianTrace
 from mpsearch.sensitivity.input_hessian import input_hessians
 from mpsearch.sensitivity.kl import KL, measure_of
 from mpsearch.sensitivity.measures import Scores
 from mpsearch.sensitivity.salience import Salience, stiff
 from mpsearch.sensitivity.seeded import seeded
-from mpsearch.sensitivity.slopes import loss_of, pieces, reached, slopes
+from mpsearch.sensitivity.slopes import loss_of, reached, slopes
 from mpsearch.sensitivity.surroundings import Around
 from mpsearch.sensitivity.taylor import Taylor
 from mpsearch.sensitivity.traces import Traces
@@ -212,14 +214,11 @@ def _fisher(study: Study, score: Fisher) -> Said:
     with torch.no_grad():
         output = call(model, task.batches[0])
     alone = task.loss is not None and not isinstance(output, Tensor)
-    of = pieces(task, study.network, model, alone=alone)
 
-    def compute(unit: Unit) -> list[float]:
-        place = int(unit[-2]), int(unit[-1])
-        count = samples(of[place])
-        random = seeded(score.seed, *place)
+    def scored(batch: Any, random: Random) -> Floats:
+        count = samples(batch)
         with torch.enable_grad(), Uses(weights if count > 1 else ()) as uses:
-            value = slope_of_each(task, call(model, of[place]), of[place], random)
+            value = slope_of_each(task, call(model, batch), batch, random)
         edges = [use.edge for found in uses.found for use in found]
         found = slopes(value, edges or weights)
 
@@ -234,7 +233,18 @@ def _fisher(study: Study, score: Fisher) -> Said:
             rows = each if edges else [each]
             return torch.stack([study.laid(number, slope) for slope in rows]).square() / 2
 
-        made: list[float] = study.scored(map(squares, range(len(weights)))).flatten().tolist()
+        return study.scored(map(squares, range(len(weights))))
+
+    most = 1
+    if not alone and inside.together():
+        memory = float(study.sweep.memory)
+        most = fitting(lambda x: scored(x, seeded(score.seed)), task.batches, memory)
+    of = divided(task.batches, most)
+
+    def compute(unit: Unit) -> list[float]:
+        batch, first, end = map(int, unit[-3:])
+        directions = [seeded(score.seed, batch, sample) for sample in range(first, end)]
+        made: list[float] = scored(of[batch, first, end], directions).flatten().tolist()
         return made
 
     units: list[Unit] = [(*study.key(score), *place) for place in of]

@@ -259,10 +259,11 @@ def _replaced(
 ) -> tuple[list[Any], dict[str, Any]]:
     """The arguments with some tensors in place of others."""
     by = {id(x): y for x, y in zip(old, new, strict=True)}
+    return [_swapped(a, by) for a in args], {key: _swapped(v, by) for key, v in kwargs.items()}
 
-    def swapped(value: Any) -> Any:
-        if isinstance(value, tuple | list):
-            return type(value)(map(swapped, value))
-        return by.get(id(value), value)
 
-    return [swapped(a) for a in args], {key: swapped(v) for key, v in kwargs.items()}
+def _swapped(value: Any, by: Mapping[int, Tensor]) -> Any:
+    # Not a function inside another: one that calls itself is a cycle, which keeps tensors alive.
+    if isinstance(value, tuple | list):
+        return type(value)(_swapped(each, by) for each in value)
+    return by.get(id(value), value)

@@ -8,7 +8,7 @@ columns before j are settled.
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, get_args
@@ -21,7 +21,7 @@ from mpsearch.batches import checked, samples
 from mpsearch.formats import Option
 from mpsearch.network import Network
 from mpsearch.quant.attention import explicit
-from mpsearch.quant.bench import changes
+from mpsearch.quant.bench import at_layer, changes
 from mpsearch.quant.input_hessian import InputHessians, as_rows
 from mpsearch.quant.recipe import Recipe
 from mpsearch.sensitivity.input_hessian import input_hessians
@@ -211,7 +211,7 @@ class _Prices:
     def _columns(self, name: str) -> Tensor:
         """(groups, columns) what one over the squared error of a weight in each column costs."""
         if name not in self._kept:
-            self._kept[name] = _named(name, stiff, self._hessians[name], self.salience)
+            self._kept[name] = at_layer(name, stiff, self._hessians[name], self.salience)
         return self._kept[name]
 
     @cached_property
@@ -244,9 +244,10 @@ def stiff(hessian: Tensor, salience: Salience) -> Tensor:
 
 
 def _factor(hessian: Tensor, damp: float) -> Tensor:
-    eye = torch.eye(hessian.shape[-1], dtype=hessian.dtype, device=hessian.device)
+    damped = hessian.clone()
+    damped.diagonal(dim1=-2, dim2=-1).add_(damp)
     factor: Tensor
-    factor, wrong = torch.linalg.cholesky_ex(hessian + damp * eye)
+    factor, wrong = torch.linalg.cholesky_ex(damped)
     if wrong.any() or not torch.isfinite(factor).all():
         raise ValueError(
             f"its Hessian is not positive definite with {damp:.3g} added to the diagonal; give a"
@@ -263,11 +264,3 @@ def _rounded(one: Stored, option: Option, recipe: Recipe) -> Tensor:
 def _relative(error: Tensor, weight: Tensor) -> float:
     norm = float(weight.double().square().sum())
     return float(error.square().sum()) / norm if norm else 0.0
-
-
-def _named(name: str, compute: Callable[..., Tensor], *args: object) -> Tensor:
-    """Call, with the layer's name before what a ``ValueError`` says."""
-    try:
-        return compute(*args)
-    except ValueError as error:
-        raise ValueError(f"layer {name!r}: {error}") from None

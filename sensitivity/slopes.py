@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from mpsearch.batches import call, divergence, parts, tensor_of, unit
+from mpsearch.batches import call, divergence, tensor_of, unit
 from mpsearch.formats import Option
 from mpsearch.network import Network
 from mpsearch.quant.activations import fake_quantize
@@ -145,7 +145,7 @@ class Layers:
     def weight_change(self, name: str, option: Option) -> Tensor:
         """Q(W) - W of the float weight W, as the module stores it."""
         weight = module_weight(self.bench.model, name).detach()
-        rounded = self.bench.codes(name, option.weight).dequantize()
+        rounded = self.bench.codes(name, option.weight, option.method).dequantize()
         return output_first(rounded, self.bench.model.get_submodule(name)) - weight
 
     def weight_of(self, name: str) -> Tensor:
@@ -210,29 +210,24 @@ def replaced(args: Any, kwargs: Any, change: Callable[[Tensor], Tensor]) -> tupl
     return args, kwargs
 
 
-def pieces(
-    task: Task, network: Network, model: nn.Module, *, alone: bool = False
-) -> dict[tuple[int, int], Any]:
-    """Parts of the batches by batch and first sample, that fit in memory.
+def together(task: Task, network: Network, model: nn.Module) -> bool:
+    """Whether samples that go through a model together have the gradients they have alone."""
+    with differentiable(task, network, model) as traces:
+        return traces.together()
 
-    They are of one sample each where that is asked for, or where a sample that goes through the
-    model with others has other gradients than alone.
-    """
+
+@contextmanager
+def differentiable(task: Task, network: Network, model: nn.Module) -> Iterator[Traces]:
+    """All weights of a network in a model, which want gradients meanwhile."""
     weights = tuple(one.weight for layer in stored(model, network) for one in layer)
     wanted = [weight.requires_grad for weight in weights]
     for weight in weights:
         weight.requires_grad_()
-    traces = Traces(task, network, model, weights)
-    found = dict(traces.pieces())
-    if alone or not traces.together():
-        found = {
-            (number, start): one
-            for number, batch in enumerate(task.batches)
-            for start, one in enumerate(parts(batch, 1))
-        }
-    for weight, before in zip(weights, wanted, strict=True):
-        weight.requires_grad_(before)
-    return found
+    try:
+        yield Traces(task, network, model, weights)
+    finally:
+        for weight, before in zip(weights, wanted, strict=True):
+            weight.requires_grad_(before)
 
 
 def slopes(

@@ -6,10 +6,8 @@ weight. Those traces take no curvature products. What is left takes Hutchinson's
 """
 
 import copy
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from math import prod
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +17,7 @@ from torch import Tensor, nn
 from mpsearch.batches import call, divergence, parts, samples, tensor_of
 from mpsearch.network import Network
 from mpsearch.quant.attention import explicit
+from mpsearch.quant.memory import divided, fitting
 from mpsearch.sensitivity.cross_entropy import bends_as_kl
 from mpsearch.sensitivity.gauss_newton import TOGETHER, GaussNewton, run, separable
 from mpsearch.sensitivity.hutchinson import Curvature, Deflated
@@ -31,7 +30,7 @@ from mpsearch.tracing import curved
 
 Method = Literal["auto", "exact", "sampled", "hutchinson"]
 
-_ELEMENTS = 1 << 26  # of activations and gradients that may be in memory at once
+_DIRECTIONS = 1 << 29  # most bytes of directions and their images
 
 # Where the values of an example may decide which rows a layer reads, as in a mixture of experts.
 _ROUTING = """
@@ -106,12 +105,17 @@ class Traces:
     def by_sample(self, groups: int | None, seed: int, sweep: Sweep) -> Floats:
         """(samples, W) traces of the Gauss-Newton blocks; ``groups`` is that of its columns."""
         blocks = GaussNewton(self.model, self.weights, groups, together=self.together())
-        pieces = dict(self.pieces())
+        some = replace(blocks, groups=min(groups or TOGETHER, TOGETHER))
+        most = 1
+        if blocks.together:
+            memory = float(sweep.memory)
+            most = fitting(lambda x: some.traces(x, seeded(seed)), self.task.batches, memory)
+        pieces = divided(self.task.batches, most)
 
         def compute(unit: Unit) -> list[float]:
-            batch, start = int(unit[-2]), int(unit[-1])
-            generator = seeded(seed, batch, start)
-            found: list[float] = blocks.traces(pieces[batch, start], generator).flatten().tolist()
+            batch, first, end = map(int, unit[-3:])
+            signs = [seeded(seed, batch, sample) for sample in range(first, end)]
+            found: list[float] = blocks.traces(pieces[batch, first, end], signs).flatten().tolist()
             return found
 
         units: list[Unit] = [("columns", groups or 0, seed, *place) for place in pieces]
@@ -119,23 +123,27 @@ class Traces:
         return np.concatenate([np.reshape(row, (-1, len(self.weights))) for row in rows])
 
     def by_product(self, products: int, seed: int, sweep: Sweep) -> Floats:
-        """(probes, W) unbiased estimates of the traces, from so many products on each batch."""
-        pieces = dict(self.pieces() if self.task.loss is None else self._whole())
-        loss = self.task.loss or _own
-        rank = products // 4
+        """(probes, W) unbiased estimates of the traces, from so many products on each batch.
+
+        The batches are taken in parts where the loss is the divergence; only then is it known to be
+        a mean over samples.
+        """
+        memory = float(sweep.memory) / 2
+        pieces = divided(self.task.batches, self._bendable(memory))
+        size = sum(weight.nbytes for weight in self.weights)
+        rank = min(products // 4, int(min(memory, _DIRECTIONS) // (2 * size)))
         probes = products - 2 * rank
 
         @lru_cache(maxsize=1)
-        def deflated(batch: int, start: int) -> Deflated:
-            curvature = Curvature.of(self.model, self.weights, pieces[batch, start], loss)
-            return Deflated.of(curvature, rank, seeded(seed, batch, start))
+        def deflated(*place: int) -> Deflated:
+            return Deflated.of(self._curvature(pieces[place]), rank, seeded(seed, *place[:2]))
 
         def compute(unit: Unit) -> list[float]:
-            batch, start, probe = map(int, unit[-3:])
-            return deflated(batch, start).probe(seeded(seed, batch, start, probe + 1))
+            *place, probe = map(int, unit[-4:])
+            return deflated(*place).probe(seeded(seed, *place[:2], probe + 1))
 
         units: list[Unit] = [
-            ("products", products, seed, *place, probe)
+            ("products", products, rank, seed, *place, probe)
             for place in pieces
             for probe in range(probes)
         ]
@@ -144,19 +152,19 @@ class Traces:
         each = np.reshape(found, (len(pieces), probes, len(self.weights)))
         return np.average(each, axis=0, weights=sizes)
 
-    def _whole(self) -> Iterator[tuple[tuple[int, int], Any]]:
-        yield from (((number, 0), batch) for number, batch in enumerate(self.task.batches))
+    def _curvature(self, batch: Any) -> Curvature:
+        return Curvature.of(self.model, self.weights, batch, self.task.loss or _own)
 
-    def pieces(self) -> Iterator[tuple[tuple[int, int], Any]]:
-        """Parts of the batches that fit in memory, by batch and first sample."""
-        layers = self.network.layers
-        patches = max(one.inputs * max(prod(shape[2:]) for shape in one.shapes) for one in layers)
-        outputs = sum(one.outputs for one in layers)
-        gradients = max(one.params for one in layers)
-        most = max(1, _ELEMENTS // (patches + (TOGETHER + 3) * outputs + TOGETHER * gradients))
-        for (number, _), batch in self._whole():
-            for place, part in enumerate(parts(batch, most)):
-                yield (number, place * most), part
+    def _bendable(self, memory: float) -> int:
+        """Of how many samples the loss is bent at once."""
+        if self.task.loss is not None:
+            return max(map(samples, self.task.batches))
+
+        def bend(batch: Any) -> None:
+            curvature = self._curvature(batch)
+            curvature.product(curvature.signs(seeded(0)))
+
+        return fitting(bend, self.task.batches, memory)
 
     def together(self) -> bool:
         """Whether samples may go through the model together."""

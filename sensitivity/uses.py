@@ -7,6 +7,7 @@ a gradient for each sample (Goodfellow 2015, Efficient Per-Example Gradient Comp
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,17 +36,20 @@ class Uses(Reads):
     """
 
     def __init__(self, weights: Sequence[Tensor]) -> None:
-        super().__init__({id(weight): number for number, weight in enumerate(weights)}, self._add)
-        self.found: tuple[list[Use], ...] = tuple([] for _ in weights)
+        found: tuple[list[Use], ...] = tuple([] for _ in weights)
+        names = {id(weight): number for number, weight in enumerate(weights)}
+        super().__init__(names, partial(_add, found))  # a method would be a cycle, around graphs
+        self.found = found
 
-    def _add(self, number: int, read: Read, output: Tensor) -> Tensor:
-        if not output.requires_grad:
-            raise ValueError(
-                "the model reads a layer's weight under torch.no_grad, so its Hessian cannot be"
-                " had; let gradients flow, or use 'kl', which needs none"
-            )
-        self.found[number].append(Use(read.func, read.given, get_gradient_edge(output)))
-        return output
+
+def _add(found: Sequence[list[Use]], number: int, read: Read, output: Tensor) -> Tensor:
+    if not output.requires_grad:
+        raise ValueError(
+            "the model reads a layer's weight under torch.no_grad, so its Hessian cannot be"
+            " had; let gradients flow, or use 'kl', which needs none"
+        )
+    found[number].append(Use(read.func, read.given, get_gradient_edge(output)))
+    return output
 
 
 def squared_norms(uses: Sequence[tuple[Use, Sequence[Tensor]]], samples: int) -> Tensor:

@@ -156,6 +156,11 @@ def test_a_task_file_that_is_none_is_explained(
         (["--corrections", "magic"], "magic"),
         (["--rounding", "up"], "rounding has 'up'; known are 'nearest', 'gptq'"),
         (["--preparations", "melt"], "preparations has 'melt'"),
+        (
+            ["--method", "kl", "--bos", "nowhere"],
+            "bos has 'nowhere', which is found in the name of no layer",
+        ),
+        (["--bos", "("], "which is no regular expression"),
     ],
 )
 def test_flags_that_make_no_sense_are_explained(

@@ -14,6 +14,7 @@ EXAMPLES: dict[str, list[str]] = {
     "another_budget.py": [],
     "microcontroller.py": [],
     "save_and_load.py": [],
+    "fine_tune.py": [],
     "nas_loop.py": ["--trials", "4", "--steps", "40"],
     "latency_on_this_cpu.py": ["--width=32", "--depth=4", "--steps=60", "--rounds=15"],
 }
@@ -55,6 +56,12 @@ def test_the_frontier_s_losses_fall_as_its_bytes_grow(tmp_path: Path) -> None:
 
 def test_the_saved_model_computes_the_same(tmp_path: Path) -> None:
     assert "the same outputs: True" in example("save_and_load.py", tmp_path)
+
+
+def test_an_epoch_of_training_brings_a_network_of_few_bits_closer(tmp_path: Path) -> None:
+    said = example("fine_tune.py", tmp_path)
+    before, after = (float(kl) for kl in re.findall(r": KL (\S+) \+- \S+, top-1 \S+", said))
+    assert after < 0.7 * before
 
 
 def test_mixed_beats_uniform_on_this_cpu_or_it_is_said_that_it_does_not(tmp_path: Path) -> None:

@@ -281,7 +281,7 @@ def verify(arguments: Namespace) -> Said:
 
 
 def _recipe(arguments: Namespace) -> Recipe:
-    given = {name: getattr(arguments, name) for name in ("ranges", "rounding", "samples")}
+    given = {name: getattr(arguments, name) for name in ("ranges", "rounding", "samples", "bos")}
     for steps in ("corrections", "preparations"):
         if (named := getattr(arguments, steps)) is not None:
             names = re.split(r"[,\s]+", named)

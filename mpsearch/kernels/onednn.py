@@ -4,6 +4,7 @@ Codes of an input times codes of a weight are summed in int32, exactly, and scal
 of fewer bits are held in 8, and take the time of 8: no CPU library measured has kernels below.
 """
 
+import copy
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -13,12 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mpsearch.formats import Option
+from mpsearch.kernels.code_steps import Output
 from mpsearch.network import Layer
 from mpsearch.quant.activations import Grid
 from mpsearch.quant.modules import Stored
 from mpsearch.tracing.sites import is_conv1d_of_transformers
 
 _OPS = torch.ops.onednn
+_FLOATS = Output()
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class Integers(nn.Module):
         rows = codes.shape[0]
         up = 128 if grid.low < 0 else 0  # the operators read unsigned codes
         self.grid = Grid(grid.scale, grid.zero + up, grid.low + up, grid.high + up)
-        self.inverse = float(torch.tensor(1.0) / torch.tensor(grid.scale))
+        self.read = Output(self.grid)
         self.scale = codes.scale.float().expand(rows).contiguous()
         self.zeros = torch.zeros(rows, dtype=torch.int64)
         given: Any = getattr(module, "bias", None)
@@ -97,18 +100,27 @@ class Integers(nn.Module):
 
     def codes(self, x: Tensor) -> Tensor:
         """The integers an input becomes, as uint8: those of a symmetric grid, moved up by 128."""
-        scaled = torch.mul(x.float(), self.inverse).round_()
-        if self.grid.zero:
-            scaled.add_(self.grid.zero)
-        return scaled.clamp_(self.grid.low, self.grid.high).to(torch.uint8)
+        return self.read.of(x.float())
 
     def forward(self, x: Tensor) -> Tensor:
         """What the quantized module computes, in the type of the input."""
         return self.product(self.codes(x)).to(x.dtype)
 
-    def product(self, codes: Tensor) -> Tensor:
-        """The scaled sums of codes, and the bias, in float32."""
+    def product(self, codes: Tensor, out: Output = _FLOATS) -> Tensor:
+        """The scaled sums of codes, and the bias."""
         raise NotImplementedError
+
+    def behind(self, gain: Any, shift: Any) -> "Integers":
+        """A kernel of the layer and a gain and a shift for each output behind it."""
+        new = copy.copy(self)
+        scale, gain, shift = self.scale.double(), torch.as_tensor(gain), torch.as_tensor(shift)
+        sign = torch.where(gain < 0, -1, 1).expand(scale.shape)
+        new.plain = self.plain * sign.to(torch.int8).reshape(-1, *(1,) * (self.plain.dim() - 1))
+        new.scale = (scale * gain.abs()).float()
+        own = 0.0 if self.bias is None else self.bias.double()
+        new.bias = (own * gain + shift).expand(scale.shape).float().contiguous()
+        new.weight = new.packed()
+        return new
 
     def reference(self, codes: Tensor) -> Tensor:
         """What :meth:`product` must be, from the exact sums, in float64."""
@@ -134,14 +146,14 @@ class Linear(Integers):
         made: Tensor = _OPS.qlinear_prepack(self.plain, None)
         return made
 
-    def product(self, codes: Tensor) -> Tensor:
+    def product(self, codes: Tensor, out: Output = _FLOATS) -> Tensor:
         """(..., out) from (..., in)."""
         grid = self.grid
         if not codes.numel():  # the operator forgets axes of these
-            return self.reference(codes).float()
+            return out.of(self.reference(codes).float())
         found: Tensor = _OPS.qlinear_pointwise(
             codes, grid.scale, grid.zero, self.weight, self.scale, self.zeros, self.bias,
-            1.0, 0, torch.float32, "none", [], "",
+            *out.words,
         )  # fmt: skip
         return found
 
@@ -167,20 +179,53 @@ class Conv2d(Integers):
         )
         return made
 
-    def product(self, codes: Tensor) -> Tensor:
+    def product(self, codes: Tensor, out: Output = _FLOATS) -> Tensor:
         """(N, out, height, width) from (N, in, height, width)."""
         if codes.dim() == 3:  # one image, alone
-            return self.product(codes[None])[0]
+            return self.product(codes[None], out)[0]
         grid = self.grid
         found: Tensor = _OPS.qconv2d_pointwise(
             codes, grid.scale, grid.zero, self.weight, self.scale, self.zeros, self.bias,
-            *self.moves, 1.0, 0, torch.float32, "none", [], "",
+            *self.moves, *out.words,
         )  # fmt: skip
         return found
+
+    def added(self, codes: Tensor, other: Tensor, of: Grid, out: Output) -> Tensor:
+        """Codes of the product and what other codes stand for, written over these."""
+        grid, to = self.grid, out.grid
+        if to is None:
+            raise ValueError("a sum is written over codes; give the grid of its own codes")
+        other = other.contiguous(memory_format=torch.channels_last)
+        _OPS.qconv2d_pointwise.binary(
+            codes, grid.scale, grid.zero, self.weight, self.scale, self.zeros, other, self.bias,
+            *self.moves, to.scale, to.zero, torch.uint8, of.scale, of.zero, "sum", 1.0, "none", [],
+            "",
+        )  # fmt: skip
+        return other if out.ends == (0, 255) else other.clamp_(*out.ends)
 
     def sums(self, values: Tensor) -> Tensor:
         """(N, out, height, width) from (N, in, height, width)."""
         return F.conv2d(values, self.plain.double(), None, *self.moves)
+
+
+class Fused(nn.Module):
+    """A layer that reads codes, and may add other codes, before it writes in its form.
+
+    Attributes:
+        over: Whether the sum may be written over the other codes: nothing reads them later.
+    """
+
+    def __init__(self, kernel: Integers, out: Output, other: Grid | None = None) -> None:
+        super().__init__()
+        self.kernel, self.out, self.other, self.over = kernel, out, other, False
+        self.runs_as = kernel.runs_as + " + codes" * (other is not None)
+        self.runs_as += " to codes" * (out.grid is not None)
+
+    def forward(self, codes: Tensor, other: Tensor | None = None) -> Tensor:
+        """What the layer computes of codes."""
+        if other is None or self.other is None or not isinstance(self.kernel, Conv2d):
+            return self.kernel.product(codes, self.out)
+        return self.kernel.added(codes, other if self.over else other.clone(), self.other, self.out)
 
 
 @cache

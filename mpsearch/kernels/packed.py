@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from mpsearch.formats import Format, Option
 from mpsearch.kernels.native import PATHS, Inputs, Matrix, Outputs, Rule, library
+from mpsearch.kernels.plain import is_linear
 from mpsearch.network import Layer
 from mpsearch.quant.activations import Grid
 from mpsearch.quant.codes import Codes
 from mpsearch.quant.modules import Stored
-from mpsearch.tracing.sites import is_conv1d_of_transformers
 
 _ROWS, _COLUMNS, _VECTOR = 32, 32, 128  # of layout.h
 _MOST = 1 << 16  # columns a group: 255 * 128 times that is an int32
@@ -50,7 +50,7 @@ class Packed:
         There is none for other operators and for weights that are no integers. ``RuntimeError``
         where the C was not built, ``ValueError`` where the module holds no codes.
         """
-        if not (_weight(option.weight) and _input(option.activation) and _linear(module)):
+        if not (_weight(option.weight) and _input(option.activation) and is_linear(module)):
             return None
         if not isinstance(module, Stored) or module.scale is None:
             raise ValueError(
@@ -76,11 +76,6 @@ def _weight(form: Format) -> bool:
 def _input(form: Format) -> bool:
     this = form.as_activation()
     return this.kind == "full" or (this.kind == "int" and this.per == "tensor" and this.bits > 1)
-
-
-def _linear(module: nn.Module) -> bool:
-    of: Any = type(module).__bases__[1] if isinstance(module, Stored) else type(module)
-    return of.forward is nn.Linear.forward or is_conv1d_of_transformers(module)
 
 
 class Weight(nn.Module):

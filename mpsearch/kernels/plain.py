@@ -16,6 +16,13 @@ from mpsearch.formats import Format, Option
 from mpsearch.network import Layer
 from mpsearch.protocols import Backend
 from mpsearch.quant.modules import Stored
+from mpsearch.tracing.sites import is_conv1d_of_transformers
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module computes a linear layer, and no more."""
+    of: Any = type(module).__bases__[1] if isinstance(module, Stored) else type(module)
+    return of.forward is nn.Linear.forward or is_conv1d_of_transformers(module)
 
 
 @dataclass(frozen=True)

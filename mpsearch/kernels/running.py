@@ -1,8 +1,9 @@
 """A quantized network on a backend's kernels, and which of them each layer runs."""
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -12,18 +13,35 @@ from mpsearch.allocation import Allocation
 from mpsearch.batches import call
 from mpsearch.formats import Option
 from mpsearch.kernels import timing
+from mpsearch.kernels.on_codes import OnCodes
 from mpsearch.kernels.plain import Floats, floated, runs_as
 from mpsearch.kernels.timing import Taken
 from mpsearch.network import Layer
 from mpsearch.protocols import Backend
 from mpsearch.quant import model as modules
 from mpsearch.quant.activations import fake_quantize
+from mpsearch.quant.bos import FirstKept
 from mpsearch.quant.modules import Stored
 from mpsearch.quant.recipe import Recipe
 from mpsearch.tracing import module_weight
 from mpsearch.tracing.sites import kind_of
 
 Fallback = Literal["plain"]
+
+
+@runtime_checkable
+class WholeNetworks(Protocol):
+    """A backend that also puts kernels together in its own way."""
+
+    def network(
+        self,
+        model: nn.Module,
+        kernels: Mapping[str, nn.Module],
+        batches: Sequence[Any],
+        recipe: Recipe,
+    ) -> nn.Module | None:
+        """The quantized model on the kernels of its layers; ``None`` to have them put in place."""
+        ...
 
 
 def quantize(
@@ -34,6 +52,7 @@ def quantize(
     *,
     backend: str | Backend | None = None,
     fallback: Fallback | None = None,
+    trainable: bool = False,
 ) -> nn.Module:
     """A new module with each layer at its option, in eval mode; ``model`` is left as it was.
 
@@ -46,37 +65,82 @@ def quantize(
     on which. Where these multiply the codes that the option names, sums are exact, and on the same
     input a layer's output is within a thousandth of a step of an 8-bit grid over it; bfloat16 is
     rounded as such. ``fallback="plain"`` gives layers without a kernel torch's float ones, on the
-    weight its codes stand for and the rounded input.
+    weight its codes stand for and the rounded input. Layers hand on floats, so that nothing else is
+    rounded; with ``torch-cpu:codes`` they hand on 8-bit codes where they can.
+
+    Where it is ``trainable``, on no backend, layers keep float weights that are rounded at every
+    call, and gradients pass straight through (:func:`mpsearch.quant.quantize` says more).
 
     Raises:
         KeyError: A module the model does not have.
         ValueError: A format that cannot be rounded to, or layers the backend has no kernel for.
     """
-    new = modules.quantize(model, allocation, batches, recipe)
+    if trainable and backend is not None:
+        raise ValueError(
+            f"kernels pass no gradients, and backend is {backend!r}; leave it out to train, and put"
+            " what mpsearch.quant.packed then returns on kernels by on_kernels"
+        )
+    if recipe is None:
+        recipe = Recipe.read(allocation.recipe if isinstance(allocation, Allocation) else None)
+    new = modules.quantize(model, allocation, batches, recipe, trainable=trainable)
     if backend is None:
         if fallback is not None:
             raise ValueError(f"fallback is {fallback!r} and there is no backend; name one")
         return new
+    for name in modules.by_module(allocation):
+        module_weight(model, name)
+    return on_kernels(new, allocation, backend, batches, recipe, fallback=fallback)
+
+
+def on_kernels(
+    quantized: nn.Module,
+    allocation: Mapping[str, Option | str] | Allocation,
+    backend: str | Backend,
+    batches: Sequence[Any] = (),
+    recipe: Recipe | None = None,
+    *,
+    fallback: Fallback | None = None,
+) -> nn.Module:
+    """A quantized module, such as one that was trained, on a backend's kernels; a new module.
+
+    A backend that keeps tensors as codes between layers finds their ranges on the batches, as the
+    recipe says.
+
+    Raises:
+        ValueError: Layers the backend has no kernel for, unless ``fallback`` says what they run.
+    """
     given: Any = fallback  # a caller may pass anything
     if given not in (None, "plain"):
         raise ValueError(f"fallback is {given!r}; wanted 'plain' or none")
     by: Backend = registry.make("backends", backend) if isinstance(backend, str) else backend
-    options = modules.by_module(allocation)
-    for name in options:
-        module_weight(model, name)
-    return _on(new, options, by, plain=fallback == "plain")
+    new, options = copy.deepcopy(quantized), modules.by_module(allocation)
+    kernels = _kernels(new, options, by, plain=fallback == "plain")
+    if isinstance(by, WholeNetworks):
+        whole = by.network(new, kernels, batches, recipe or Recipe())
+        if whole is not None:
+            return whole
+    return _placed(new, kernels)
 
 
-def _on(
-    model: nn.Module, options: Mapping[str, Option], backend: Backend, *, plain: bool
-) -> nn.Module:
+def _placed(model: nn.Module, kernels: Mapping[str, nn.Module]) -> nn.Module:
     """The quantized model with its layers replaced by kernels, in place."""
+    for name, kernel in kernels.items():
+        if not name:
+            return kernel
+        model.set_submodule(name, kernel)
+    return model
+
+
+def _kernels(
+    model: nn.Module, options: Mapping[str, Option], backend: Backend, *, plain: bool
+) -> dict[str, nn.Module]:
+    """The kernel of each layer of a quantized model, one of two names under both."""
     made: dict[nn.Module, nn.Module] = {}
     places: dict[str, nn.Module] = {}
     missing: list[str] = []
     for name, module in model.named_modules(remove_duplicate=False):
         option = module.option if isinstance(module, Stored) else options.get(name)
-        if option is None:
+        if option is None or isinstance(module, FirstKept):  # the layer inside gets a kernel
             continue
         places[name] = module
         if module in made:
@@ -90,11 +154,7 @@ def _on(
             f" {', '.join(missing)}; give them options it has kernels for, name another backend,"
             " or say fallback='plain' to compute them in floats"
         )
-    for name, module in places.items():
-        if not name:
-            return made[module]
-        model.set_submodule(name, made[module])
-    return model
+    return {name: made[module] for name, module in places.items()}
 
 
 def _kernel(
@@ -143,8 +203,12 @@ def ran(model: nn.Module) -> dict[str, str]:
     """What each layer multiplies on its kernel, weight and input, such as ``int8/int8``.
 
     ``model`` is one :func:`quantize` gave. A layer in plain floats says in place of what, one on no
-    backend what its floats stand for, one that no option was given to that it was left.
+    backend what its floats stand for, one that no option was given to that it was left. Of a
+    network whose layers hand on codes it also says what runs ``beside the layers``.
     """
+    if isinstance(model, OnCodes):
+        others = [f"{count} {kernel}" for kernel, count in model.others.items()]
+        return {**model.layers, "beside the layers": ", ".join(others) or "nothing"}
     return dict(_ran("", model))
 
 

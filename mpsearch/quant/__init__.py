@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from mpsearch.quant.bench import Bench
     from mpsearch.quant.codes import Codes
     from mpsearch.quant.encoding import encode, round_trip
-    from mpsearch.quant.model import quantize, quantized_like
+    from mpsearch.quant.model import packed, quantize, quantized_like
     from mpsearch.quant.packing import pack, unpack
     from mpsearch.quant.places import Mixed, mixed
     from mpsearch.quant.recipe import Recipe
@@ -25,7 +25,7 @@ _HOME = {
     "bench": "Bench",
     "codes": "Codes",
     "encoding": "encode round_trip",
-    "model": "quantize quantized_like",
+    "model": "packed quantize quantized_like",
     "packing": "pack unpack",
     "places": "Mixed mixed",
     "recipe": "Recipe",
@@ -46,6 +46,7 @@ __all__ = [
     "fake_quantize",
     "mixed",
     "pack",
+    "packed",
     "quantize",
     "quantized_like",
     "round_trip",

@@ -14,6 +14,7 @@ from mpsearch.formats import Format
 from mpsearch.quant import inputs
 from mpsearch.quant.clipping import clip
 from mpsearch.quant.recipe import Recipe
+from mpsearch.quant.tails import Tails
 
 _SAMPLE = 1 << 15  # values kept for each layer
 _UNTOUCHED = "16 and 32 bits leave inputs as they are"
@@ -73,14 +74,14 @@ class Seen:
         high: Largest value.
         count: Values seen.
         body: Evenly spaced samples of them.
-        tails: Least and largest value of every sample: what even spacing would miss.
+        tails: Least and largest value of every sample, or of runs of them.
     """
 
     low: float = 0.0
     high: float = 0.0
     count: int = 0
     body: list[Tensor] = field(default_factory=list)
-    tails: list[Tensor] = field(default_factory=list)
+    tails: Tails = field(default_factory=Tails)
 
     def add(self, x: Tensor, batches: float) -> None:
         """Look at one input, of which as many as ``batches`` of its size come; NaN is an error.
@@ -98,13 +99,13 @@ class Seen:
         step = max(1, -(-round(len(flat) * batches) // _SAMPLE))
         self.body.append(flat[(step // 2 - self.count) % step :: step].clone())
         self.count += len(flat)
-        self.tails.append(ends.flatten())
+        self.tails.add(ends)
 
     def sample(self) -> tuple[Tensor, Tensor]:
         """Values that were seen, and how often each stands for one."""
         if not self.body:
             return torch.empty(0), torch.empty(0)
-        values = torch.cat([*self.body, *self.tails])
+        values = torch.cat([*self.body, self.tails.values()])
         counts = torch.ones_like(values)
         sampled = max(1, sum(map(len, self.body)))
         counts[:sampled] = self.count / sampled

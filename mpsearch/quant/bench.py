@@ -18,8 +18,9 @@ from mpsearch.batches import call, checked, joined, samples
 from mpsearch.formats import Format, Option
 from mpsearch.quant import activations
 from mpsearch.quant.activations import Grid, Seen
-from mpsearch.quant.arguments import rounding
+from mpsearch.quant.arguments import read, rounding
 from mpsearch.quant.attention import explicit
+from mpsearch.quant.bos import keep_first
 from mpsearch.quant.codes import Codes
 from mpsearch.quant.corrections import Corrected, Moments, correcting, float_moments, undone
 from mpsearch.quant.encoding import supported
@@ -30,7 +31,8 @@ from mpsearch.quant.preparing import prepare
 from mpsearch.quant.recipe import Recipe
 from mpsearch.quant.replay import Replay
 from mpsearch.quant.rounding import Rounded, method_of
-from mpsearch.tracing import module_weight, output_first, sites
+from mpsearch.quant.spreading import put
+from mpsearch.tracing import module_weight, sites
 
 _KEPT = Format.parse("fp32")
 
@@ -42,6 +44,7 @@ class Bench:
         model: The copy; nothing in it wants gradients.
         recipe: How layers are quantized.
         batch: The calibration samples that corrections look at, as one batch.
+        first: What layers write for first tokens where the recipe keeps them, by name.
         called: Modules among those named that ran on the batches.
         memory: Most bytes to run and to keep samples in, beside the copy and its weights.
     """
@@ -65,6 +68,7 @@ class Bench:
         self.model = explicit(copy.deepcopy(model)).eval().requires_grad_(False)
         self.batch = joined(checked(batches), recipe.samples)
         prepare(self.model, self.batch, recipe)
+        self.first = keep_first(self.model, batches, recipe.bos)
         self._weights = {name: module_weight(self.model, name) for name in names}
         named = {id(weight) for weight in self._weights.values()}
         for site in sites(self.model):  # those that share a weight see it quantized too
@@ -105,10 +109,9 @@ class Bench:
         def watch(name: str) -> Any:
             def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
                 self.called.add(name)
-                for x in [*args, *kwargs.values()]:
-                    if isinstance(x, Tensor) and x.is_floating_point():
-                        _named(name, seen.setdefault(name, Seen()).add, x, times)
-                        return
+                x = read(args, kwargs)
+                if x is not None:
+                    at_layer(name, seen.setdefault(name, Seen()).add, x, times)
 
             return hook
 
@@ -158,7 +161,7 @@ class Bench:
         """
         option = Option({"weight": form, "activation": _KEPT}, method)
         method = method_of(option, self.recipe)
-        found: Codes = _named(name, self._rounded.codes, name, form, method)
+        found: Codes = at_layer(name, self._rounded.codes, name, form, method)
         return found
 
     def grid(self, name: str, form: Format) -> Grid | None:
@@ -172,12 +175,8 @@ class Bench:
             )
         key = (name, activations.supported(form))
         if key not in self._grids:
-            seen = self._seen.get(name)
-            self._grids[key] = (
-                None
-                if seen is None
-                else seen.grid(form, self.recipe, channel_axis(self._layers[name]))
-            )
+            seen, axis = self._seen.get(name), channel_axis(self._layers[name])
+            self._grids[key] = None if seen is None else seen.grid(form, self.recipe, axis)
         return self._grids[key]
 
     def complete(self, options: Mapping[str, Option]) -> dict[str, Option]:
@@ -187,11 +186,18 @@ class Bench:
     @contextmanager
     def at(self, options: Mapping[str, Option]) -> Iterator[nn.Module]:
         """The copy with these modules quantized and corrected; as before on the way out."""
-        with self._quantized(options) as layers, undone(self.model, list(layers.values())):
-            if layers and self.recipe.corrections:
-                with torch.no_grad(), correcting(self._moments, layers):
-                    call(self.model, self.batch)
+        with self.stored(options):
             yield self.model
+
+    @contextmanager
+    def stored(self, options: Mapping[str, Option]) -> Iterator[dict[str, Codes]]:
+        """As :meth:`at`, but yields what these modules' weights are then stored as, by name."""
+        moved: dict[str, Codes] = {}
+        with self._quantized(options) as (layers, codes):
+            if layers and self.recipe.corrections:
+                with torch.no_grad(), correcting(self._moments, layers, codes) as moved:
+                    call(self.model, self.batch)
+            yield codes | moved
 
     def outputs(self, options: Mapping[str, Option]) -> Tensor:
         """The output on the calibration samples with these modules quantized and corrected."""
@@ -201,56 +207,51 @@ class Bench:
     def corrected(self, options: Mapping[str, Option]) -> tuple[Tensor, Corrected]:
         """The output on the calibration samples, and what was corrected on them."""
         replay = self.replay
-        with self._quantized(options) as layers, undone(self.model, list(layers.values())):
+        with self._quantized(options) as (layers, codes):
             if not layers:
                 return replay.reference, Corrected()
             if not self.recipe.corrections:
                 return replay.run(list(layers)), Corrected()
-            with correcting(self._moments, layers):
+            with correcting(self._moments, layers, codes) as moved:
                 output = replay.run(list(layers))
-            return output, Corrected.of(self._moments, list(layers.values()))
+            return output, Corrected.of(self._moments, layers, moved)
 
     @torch.no_grad()
     def returned(self, options: Mapping[str, Option], found: Corrected, on: Replay) -> Any:
         """What the model returns for other samples, corrected as was found on its own."""
-        with self._quantized(options) as layers, undone(self.model, list(layers.values())):
+        with self._quantized(options) as (layers, _):
             found.apply()
             return on.returned(list(layers))
 
     @contextmanager
-    def _quantized(self, options: Mapping[str, Option]) -> Iterator[dict[str, nn.Module]]:
-        """Weights swapped and inputs rounded; yields the modules that changed."""
+    def _quantized(
+        self, options: Mapping[str, Option]
+    ) -> Iterator[tuple[dict[str, nn.Module], dict[str, Codes]]]:
+        """Weights swapped and inputs rounded; yields what changed, and codes where it has some."""
         given = self.complete(options)
         changed = {name: self._layers[name] for name in given}
         if self.recipe.corrections and changed:
             _ = self._moments  # while the copy is still the float one
         before = {name: self._weights[name].data for name in changed}
-        for name, option in given.items():
-            self._computed(name, option)  # likewise
+        codes = {
+            name: self.codes(name, option.weight, option.method)  # likewise
+            for name, option in given.items()
+            if supported(option.weight).base != "fp32"
+        }
         with ExitStack() as stack:
+            stack.enter_context(undone(self.model, list(changed.values())))
             try:
                 for name, module in changed.items():
-                    self._weights[name].data = self._dequantized(name, given[name])
+                    if name in codes:
+                        put(codes[name], module)
                     grid = self.grid(name, given[name].activation)
                     if grid is not None:
                         hook = module.register_forward_pre_hook(rounding(grid), with_kwargs=True)
                         stack.callback(hook.remove)
-                yield changed
+                yield changed, codes
             finally:
                 for name, data in before.items():
                     self._weights[name].data = data
-
-    def _computed(self, name: str, option: Option) -> Codes | None:
-        if supported(option.weight).base == "fp32":
-            return None
-        return self.codes(name, option.weight, option.method)
-
-    def _dequantized(self, name: str, option: Option) -> Tensor:
-        weight, codes = self._weights[name], self._computed(name, option)
-        if codes is None:
-            return weight.data
-        values = codes.dequantize().to(weight.dtype)
-        return output_first(values, self._layers[name]).contiguous()  # its own inverse
 
 
 def shared(
@@ -290,7 +291,7 @@ def changes(option: Option) -> bool:
     return weight.base != "fp32" or inputs.kind != "full"
 
 
-def _named(name: str, compute: Any, *args: Any) -> Any:
+def at_layer(name: str, compute: Any, *args: Any) -> Any:
     """Call, with the layer's name before what a ``ValueError`` says."""
     try:
         return compute(*args)

@@ -7,6 +7,8 @@ In the order of execution, as a recipe's corrections say:
   keeps its float mean.
 - ``bias``: the latter for every quantized layer (bias correction: Nagel et al. 2019, Data-Free
   Quantization Through Weight Equalization and Bias Correction, arXiv 1906.04721).
+- ``spread``: each other layer's scales and bias so that its output keeps its float mean and
+  deviation by channel (:mod:`mpsearch.quant.spreading` says of which; the rest keep their mean).
 - ``batchnorm``: each batch norm's statistics become those of what it reads now (batch-norm tuning:
   Hubara et al. 2020, CalibTIP, arXiv 2006.10518).
 
@@ -23,8 +25,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mpsearch.quant.codes import Codes
 from mpsearch.quant.reads import Read, Reads
 from mpsearch.quant.recipe import Correction
+from mpsearch.quant.spreading import along, by_output, put, ratio, spread
 
 _SURE = 0.02  # of the mean square: a smaller variance is not found by subtraction
 _DEAD = 1e-6  # of a batch norm's own deviation: below it a channel is constant
@@ -37,12 +41,14 @@ class Moments:
     Attributes:
         norms: Mean and standard deviation of each batch norm's input, by channel.
         means: Mean of each layer's output, by channel, where that is to be kept.
+        deviations: Standard deviation of the same, where that is.
         order: Number at which each module was first called.
         corrections: What is done with them.
     """
 
     norms: Mapping[nn.Module, tuple[Tensor, Tensor]]
     means: Mapping[str, Tensor]
+    deviations: Mapping[str, Tensor]
     order: Mapping[nn.Module, int]
     corrections: Sequence[Correction] = ("moments",)
 
@@ -65,11 +71,13 @@ def float_moments(
     corrections: Sequence[Correction] = ("moments",),
 ) -> Moments:
     """What one forward of the float model shows. Modules called more than once are left out."""
-    kinds = {"bias", "moments"} & set(corrections)
+    kinds = {"bias", "moments", "spread"} & set(corrections)
     norms: dict[nn.Module, tuple[Tensor, Tensor]] = {}
     means: dict[str, Tensor] = {}
+    deviations: dict[str, Tensor] = {}
     order: dict[nn.Module, int] = {}
     again: set[Any] = set()
+    normed: set[Any] = set()  # whose output a batch norm reads
     last: dict[str, Callable[[], Tensor | None]] = {}
 
     def called(module: nn.Module, _: Any) -> None:
@@ -79,13 +87,17 @@ def float_moments(
         again.update({module} & norms.keys())
         norms[module] = _mean_and_deviation(args[0], 1)
         for name, output in last.items():
-            if output() is args[0] and "bias" not in kinds:
-                again.add(name)  # the batch norm does it
+            if output() is args[0]:
+                normed.add(name)
 
     def seen(name: str, read: Read, output: Tensor) -> Tensor:
         if kinds and not read.lookup:
             again.update({name} & means.keys())
-            means[name] = _mean(output, output.dim() + read.channels)
+            axis = output.dim() + read.channels
+            if "spread" in kinds:
+                means[name], deviations[name] = _mean_and_deviation(output, axis)
+            else:
+                means[name] = _mean(output, axis)
             last[name] = weakref.ref(output)
         return output
 
@@ -96,9 +108,11 @@ def float_moments(
             stack.callback(module.register_forward_pre_hook(norm).remove)
         stack.enter_context(Reads(_biased(layers), seen))
         run()
+    left = again if "bias" in kinds else again | normed  # the batch norm does it
     return Moments(
         {module: found for module, found in norms.items() if module not in again},
-        {name: mean for name, mean in means.items() if name not in again},
+        {name: mean for name, mean in means.items() if name not in left},
+        {name: found for name, found in deviations.items() if name not in again | normed},
         order,
         tuple(corrections),
     )
@@ -110,13 +124,18 @@ def _biased(layers: Mapping[str, nn.Module]) -> dict[int, str]:
 
 
 @contextmanager
-def correcting(moments: Moments, layers: Mapping[str, nn.Module]) -> Iterator[None]:
+def correcting(
+    moments: Moments, layers: Mapping[str, nn.Module], codes: Mapping[str, Codes] | None = None
+) -> Iterator[dict[str, Codes]]:
     """While inside, one forward corrects what comes at or after the first of these layers.
 
-    ``layers`` are the quantized ones by name. The changes stay; see :func:`undone`.
+    ``layers`` are the quantized ones by name, ``codes`` what their weights are stored as. Yields
+    those whose scales are moved. The changes stay; see :func:`undone`.
     """
     start = _start(moments, layers.values())
     found: dict[str, Tensor] = {}
+    moved: dict[str, Codes] = {}
+    movable = {n: c for n, c in by_output(codes or {}, layers).items() if n in moments.deviations}
     correct = estimate if "batchnorm" in moments.corrections else shift
     norms = {"batchnorm", "moments"} & set(moments.corrections)
 
@@ -127,10 +146,12 @@ def correcting(moments: Moments, layers: Mapping[str, nn.Module]) -> Iterator[No
         if read.lookup:
             return output
         axis = output.dim() + read.channels
+        if name in movable:
+            got = _mean_and_deviation(output, axis)[1]
+            gain = ratio(moments.deviations[name], got, moments.means[name])
+            moved[name], output = spread(movable[name], layers[name], read, output, gain)
         found[name] = moments.means[name] - _mean(output, axis)
-        width = [1] * output.dim()
-        width[axis] = -1
-        return output + found[name].to(output.dtype).view(width)
+        return output + along(found[name].to(output.dtype), output, axis)
 
     with ExitStack() as stack:
         for module in moments.norms if norms else ():
@@ -139,7 +160,7 @@ def correcting(moments: Moments, layers: Mapping[str, nn.Module]) -> Iterator[No
         weights = {weight: n for weight, n in _biased(layers).items() if n in moments.means}
         if weights:
             stack.enter_context(Reads(weights, seen))
-        yield
+        yield moved
     for name, error in found.items():
         add_to_bias(layers[name], error)
 
@@ -185,19 +206,24 @@ class Corrected:
     Attributes:
         statistics: Running means and variances, each with its corrected value.
         biases: Of the layers that are quantized.
+        codes: Of those whose scales were moved.
     """
 
     statistics: Sequence[tuple[Tensor, Tensor]] = ()
     biases: Sequence[tuple[nn.Module, Any]] = ()
+    codes: Sequence[tuple[Codes, nn.Module]] = ()
 
     @classmethod
-    def of(cls, moments: Moments, layers: Sequence[nn.Module]) -> "Corrected":
+    def of(
+        cls, moments: Moments, layers: Mapping[str, nn.Module], moved: Mapping[str, Codes]
+    ) -> "Corrected":
         """As they are now in a model, where :func:`correcting` has been with these layers."""
-        start = _start(moments, layers)
+        start = _start(moments, layers.values())
         norms = [norm for norm in moments.norms if moments.order[norm] >= start]
         return cls(
             tuple((buffer, buffer.clone()) for norm in norms for buffer in _statistics(norm)),
-            tuple((module, module.bias) for module in layers if hasattr(module, "bias")),
+            tuple((module, module.bias) for module in layers.values() if hasattr(module, "bias")),
+            tuple((stored, layers[name]) for name, stored in moved.items()),
         )
 
     def apply(self) -> None:
@@ -207,11 +233,13 @@ class Corrected:
                 buffer.copy_(value)
         for module, bias in self.biases:
             module.bias = bias
+        for codes, module in self.codes:
+            put(codes, module)
 
 
 @contextmanager
 def undone(model: nn.Module, layers: Sequence[nn.Module]) -> Iterator[None]:
-    """Put statistics and biases back on the way out."""
+    """Put statistics and biases back on the way out; weights are the caller's."""
     before = Corrected(
         [(buffer, buffer.clone()) for norm in norms_of(model) for buffer in _statistics(norm)],
         [(module, module.bias) for module in layers if hasattr(module, "bias")],
@@ -255,8 +283,6 @@ def _mean_and_deviation(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
 
 def _about(x: Tensor, mean: Tensor, axis: int) -> Tensor:
     """(channels,) the variance about a mean, which is to be far more exact than the values."""
-    width = [1] * x.dim()
-    width[axis] = -1
     middle = mean.to(x.dtype)
-    square = _mean((x - middle.view(width)).square_(), axis)
+    square = _mean((x - along(middle, x, axis)).square_(), axis)
     return (square - (middle.double() - mean).square()).clamp_min(0)

@@ -155,6 +155,9 @@ def tables(form: Format) -> Mapping[int, Table]:
     """The tables a format may choose between."""
     if form.kind == "log":
         bits = form.bits
+        if form.base.startswith("logr"):
+            root = powers.ROOT
+            return {0: table(powers.of_base(bits, root), powers.base_bounds(bits, root))}
         known = powers.bases(bits)
         return {q: table(powers.of_base(bits, q), powers.base_bounds(bits, q)) for q in known}
     if form.kind == "binary":

@@ -6,7 +6,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from mpsearch.formats import Format
 from mpsearch.quant.codes import Codes, rows_of
+from mpsearch.quant.encoding import supported
 from mpsearch.quant.input_hessian import as_rows, from_rows
 from mpsearch.tracing import output_first
 
@@ -75,6 +77,12 @@ class Layout:
         return back.reshape(rows_of(self.first), -1)
 
 
+def is_integer(form: Format) -> bool:
+    """Whether weights in a format are plain integers with a scale."""
+    this = supported(form)
+    return this.kind == "int" and this.plain == this and this.base != "int1"
+
+
 def lattice_of(codes: Codes) -> Lattice:
     """(out, in * kernel) what each code of a weight may be, and stands for.
 
@@ -82,7 +90,7 @@ def lattice_of(codes: Codes) -> Lattice:
         ValueError: Codes that are no integers with a scale.
     """
     form = codes.format
-    if form.kind != "int" or form.plain != form or codes.scale is None or form.base == "int1":
+    if not is_integer(form):
         raise ValueError(
             f"weights in {str(form)!r} are no plain integers of 2 to 8 bits; round them to nearest"
         )

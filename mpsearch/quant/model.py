@@ -12,14 +12,15 @@ from mpsearch.formats import Option
 from mpsearch.quant import activations
 from mpsearch.quant.activations import Grid
 from mpsearch.quant.attention import explicit
-from mpsearch.quant.bench import Bench, changes, shared
+from mpsearch.quant.bench import Bench, at_layer, changes, shared
+from mpsearch.quant.bos import no_first, put_first
 from mpsearch.quant.codes import Codes
 from mpsearch.quant.corrections import norms_of
 from mpsearch.quant.encoding import encode
 from mpsearch.quant.inputs import channel_axis
-from mpsearch.quant.modules import Stored, share, store
+from mpsearch.quant.modules import Stored, settle, share, store, train
 from mpsearch.quant.preparing import prepare
-from mpsearch.quant.recipe import Recipe
+from mpsearch.quant.recipe import Ranges, Recipe
 from mpsearch.tracing import module_weight, output_first, sites
 
 Options = Mapping[str, Option | str]
@@ -30,6 +31,8 @@ def quantize(
     allocation: Options | Allocation,
     batches: Sequence[Any],
     recipe: Recipe | None = None,
+    *,
+    trainable: bool = False,
 ) -> nn.Module:
     """A new module with each layer at its option, in eval mode; ``model`` is left as it was.
 
@@ -37,29 +40,65 @@ def quantize(
     the recipe says: the one given, else the allocation's own, else the default. Fused attention
     becomes explicit. Raises ``KeyError`` for a module the model does not have and ``ValueError``
     for a format that cannot be rounded to yet.
+
+    Where it is ``trainable``, layers keep float weights that are rounded at every call, with
+    gradients as :mod:`mpsearch.quant.training` says; :func:`packed` ends that. What wants gradients
+    is what does in ``model``.
     """
     options = _changed(allocation)
-    if recipe is None:
-        recipe = Recipe.read(allocation.recipe if isinstance(allocation, Allocation) else None)
+    recipe = recipe or _recipe(allocation)
     bench = Bench(model, batches, list(options), recipe)
     options = bench.complete(options)
     new = explicit(copy.deepcopy(model)).eval()
     prepare(new, bench.batch, recipe)
     grids = {name: bench.grid(name, option.activation) for name, option in options.items()}
-    with torch.no_grad(), bench.at(options) as measured:
-        for mine, theirs in zip(norms_of(new), norms_of(measured), strict=True):
+    with torch.no_grad(), bench.stored(options) as found:
+        for mine, theirs in zip(norms_of(new), norms_of(bench.model), strict=True):
             mine.load_state_dict(theirs.state_dict())
         for name in options:
-            bias = getattr(measured.get_submodule(name), "bias", None)
+            bias = getattr(bench.model.get_submodule(name), "bias", None)
             if bias is not None:
                 _set_bias(new.get_submodule(name), bias)
-    _store(new, options, grids, lambda name, o: bench.codes(name, o.weight, o.method))
+
+    def codes(name: str, option: Option) -> Codes:
+        return found[name] if name in found else bench.codes(name, option.weight, option.method)
+
+    _store(new, options, grids, codes, recipe.ranges if trainable else None)
+    return put_first(new, {name: x for name, x in bench.first.items() if name in options})
+
+
+def packed(model: nn.Module) -> nn.Module:
+    """What was trained as :func:`quantize` returns it otherwise, in eval mode: codes, no floats.
+
+    Raises:
+        ValueError: A model in which no layer is trainable, or weights that are not finite.
+    """
+    new = copy.deepcopy(model).eval()
+    first: dict[int, Stored] = {}
+    for name, module in new.named_modules():
+        if isinstance(module, Stored) and module.master is not None:
+            owner = first.setdefault(id(module.master), module)
+            if owner is module:
+                at_layer(name, settle, module)
+            else:
+                share(module, owner)
+    if not first:
+        raise ValueError(
+            f"this {type(model).__name__} has no layer that was trained; give what"
+            " quantize(..., trainable=True) returned"
+        )
     return new
 
 
-def quantized_like(model: nn.Module, allocation: Options | Allocation) -> nn.Module:
-    """The module :func:`quantize` returns but for its numbers, which ``load_state_dict`` brings."""
+def quantized_like(
+    model: nn.Module, allocation: Options | Allocation, recipe: Recipe | None = None
+) -> nn.Module:
+    """The module :func:`quantize` returns but for its numbers, which ``load_state_dict`` brings.
+
+    Of the recipe, the one given or the allocation's own, it wants to know ``bos``.
+    """
     options = _changed(allocation)
+    patterns = (recipe or _recipe(allocation)).bos
     new = explicit(copy.deepcopy(model)).eval()
     for name in options:
         module_weight(new, name)
@@ -79,8 +118,9 @@ def quantized_like(model: nn.Module, allocation: Options | Allocation) -> nn.Mod
         first = output_first(module_weight(new, name), new.get_submodule(name))
         return encode(first, option.weight, "minmax")
 
+    first = no_first(new, patterns)
     _store(new, options, grids, codes)
-    return new
+    return put_first(new, {name: x for name, x in first.items() if name in options})
 
 
 def by_module(allocation: Options | Allocation) -> dict[str, Option]:
@@ -89,6 +129,11 @@ def by_module(allocation: Options | Allocation) -> dict[str, Option]:
         allocation.by_module() if isinstance(allocation, Allocation) else allocation
     )
     return {n: Option.parse(o) if isinstance(o, str) else o for n, o in given.items()}
+
+
+def _recipe(allocation: Options | Allocation) -> Recipe:
+    """The allocation's own, or the default."""
+    return Recipe.read(allocation.recipe if isinstance(allocation, Allocation) else None)
 
 
 def _changed(allocation: Options | Allocation) -> dict[str, Option]:
@@ -100,18 +145,25 @@ def _store(
     options: Mapping[str, Option],
     grids: Mapping[str, Grid | None],
     codes: Callable[[str, Option], Codes],
+    trained: Ranges | None = None,
 ) -> None:
-    """Replace weights by codes; modules that share a weight share its codes."""
+    """Replace weights by codes; modules that share a weight share its codes.
+
+    Those that are ``trained`` keep it, to be rounded again in these ranges.
+    """
     weights = {name: module_weight(new, name) for name in options}
     first: dict[int, nn.Module] = {}
     for name, option in options.items():
         module, weight = new.get_submodule(name), weights[name]
         if isinstance(module, Stored):
             continue  # the same module under another name
-        store(module, option, codes(name, option), grids[name], weight.dtype)
+        rows = output_first(weight, module)
+        made = store(module, option, codes(name, option), grids[name], weight.dtype)
         if id(weight) in first:
-            share(module, first[id(weight)])
-        first.setdefault(id(weight), module)
+            share(made, first[id(weight)])
+        elif trained:
+            train(made, rows, trained)
+        first.setdefault(id(weight), made)
 
 
 def _set_bias(module: nn.Module, bias: torch.Tensor) -> None:
@@ -119,4 +171,4 @@ def _set_bias(module: nn.Module, bias: torch.Tensor) -> None:
     if isinstance(own, torch.Tensor):
         own.copy_(bias)
     else:
-        module.bias = nn.Parameter(bias.clone(), requires_grad=False)
+        module.bias = nn.Parameter(bias.clone(), module.get_parameter("weight").requires_grad)

@@ -5,7 +5,7 @@ before the operation or activates after it keeps doing so.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from mpsearch.quant.activations import Grid
 from mpsearch.quant.arguments import rounded
 from mpsearch.quant.codes import Codes
 from mpsearch.quant.inputs import Rounding, made
+from mpsearch.quant.recipe import Ranges
+from mpsearch.quant.training import again, floats, straight
 from mpsearch.tracing import output_first
 
 _ALWAYS = ("codes", "scale", "zero_point")  # buffers of every module, empty or not
@@ -27,12 +29,16 @@ class Stored(nn.Module):
     Buffers: ``codes`` (uint8 stream, or the values where the format has 16 bits or more), ``scale``
     (16 bits each, or a uint8 stream), ``zero_point`` (uint8 stream), what else the format stores by
     the names of ``Format.streams``, ``input_scale`` and ``input_zero_point``.
+
+    One that is trained has the parameter ``master`` too, float weights with outputs first, and what
+    it computes with, and stores in the end, are these rounded.
     """
 
     option: Option
     codes: Tensor
     scale: Tensor | None
     zero_point: Tensor | None
+    master: nn.Parameter | None
     input_scale: Tensor | None
     input_zero_point: Tensor | None
     _type: Tensor  # empty; its type is the one to compute in
@@ -41,17 +47,21 @@ class Stored(nn.Module):
     _rounding: Rounding | None
     _input: tuple[int, int]
     _turned: Callable[[Tensor], Tensor]
+    _ranges: Ranges = "mse"
 
     @property
     def weight(self) -> Tensor:
         """The weight the codes stand for, as the module's class lays it out."""
-        values = self._turned(self.stored().dequantize().to(self._type.dtype))
-        return values.contiguous()
+        values = self.stored().dequantize().to(self._type.dtype)
+        if self.master is not None:
+            values = straight(values, self.master)
+        return self._turned(values).contiguous()
 
     def stored(self) -> Codes:
         """The codes, one integer each, outputs first."""
         stored = {name: getattr(self, name) for name in self._streams}
-        return Codes.read(stored, self.option.weight, self._shape)
+        codes = Codes.read(stored, self.option.weight, self._shape)
+        return codes if self.master is None else again(self.master, codes, self._ranges)
 
     @property
     def _names(self) -> set[str]:
@@ -118,7 +128,7 @@ def _made(of: type[nn.Module]) -> type[nn.Module]:
 
 def store(
     module: nn.Module, option: Option, codes: Codes, grid: Grid | None, like: torch.dtype
-) -> None:
+) -> Stored:
     """Make a module a quantized one, in place, in whatever modules it is part of."""
     turned = _turning(module)
     del module.weight
@@ -138,14 +148,31 @@ def store(
     module.register_buffer("input_zero_point", place)
     for name, value in this._rounding.buffers().items() if this._rounding else ():  # noqa: SLF001
         module.register_buffer(f"input_{name}", value.to(empty))
+    module.register_parameter("master", None)
     module.register_buffer("_type", torch.empty(0, dtype=like, device=empty), persistent=False)
+    return cast("Stored", module)
 
 
 def share(module: nn.Module, other: nn.Module) -> None:
     """Let a module read the codes another holds: one weight, stored once."""
     this: Any = module
-    for name in this._streams:  # noqa: SLF001
+    for name in (*this._streams, "master", "_ranges"):  # noqa: SLF001
         setattr(module, name, getattr(other, name))
+
+
+def train(module: Stored, weight: Tensor, ranges: Ranges) -> None:
+    """Let a module, in place, be trained from its own float weight, outputs first."""
+    start = floats(weight, module.stored(), ranges)
+    module._ranges = ranges  # noqa: SLF001
+    module.master = nn.Parameter(start.contiguous(), weight.requires_grad)
+
+
+def settle(module: Stored) -> None:
+    """End the training of a module, in place: its codes become those of its float weights."""
+    stored = module.stored().stored()
+    module.master = None
+    for name in module._streams:  # noqa: SLF001
+        setattr(module, name, stored[name])
 
 
 def _turning(module: nn.Module) -> Callable[[Tensor], Tensor]:

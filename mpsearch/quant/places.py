@@ -20,6 +20,7 @@ from mpsearch.quant.bench import Bench, changes
 from mpsearch.quant.corrections import Moments, correcting, float_moments, undone
 from mpsearch.quant.encoding import encode
 from mpsearch.quant.recipe import Ranges, Recipe
+from mpsearch.quant.spreading import refuse
 from mpsearch.tracing import module_weight, output_first, sites
 
 Choice = Sequence[int] | NDArray[np.integer]
@@ -102,6 +103,10 @@ class Mixed:
     bench: Bench
     places: Places
     _rounded: dict[tuple[int, Format], Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Refuse a recipe that moves scales."""
+        refuse(self.bench.recipe, "places inside a weight have scales of their own")
 
     @classmethod
     def of(

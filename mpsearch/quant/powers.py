@@ -5,6 +5,7 @@ from torch import Tensor
 
 EXPONENTS = tuple(step / 20 for step in range(4, 21))  # NUPES: of what is stored, 0.2 to 1
 _PARTS = 37  # AdaLog: of the octave; a base is 2 ** (q / 37), which a table of 37 entries undoes
+ROOT = _PARTS / 2  # of RepQ-ViT's base, the square root of two
 _OCTAVES = 3, 126  # most of a base, and of all codes: the least power is a normal float32
 
 
@@ -39,8 +40,11 @@ def bases(bits: int) -> range:
     return range(1, min(most * _PARTS, all_codes * _PARTS // ((1 << bits) - 2)) + 1)
 
 
-def of_base(bits: int, q: int) -> Tensor:
+def of_base(bits: int, q: float) -> Tensor:
     """(2**bits,) powers ``2 ** (-code * q / 37)``, and zero as the last code (AdaLog).
+
+    With ``ROOT`` for q each is a power of two where the code is even, and the root of two times
+    one where it is odd: a shift, and one of two scales (RepQ-ViT).
 
     >>> of_base(2, 37).tolist()
     [1.0, 0.5, 0.25, 0.0]
@@ -49,7 +53,7 @@ def of_base(bits: int, q: int) -> Tensor:
     return torch.cat([torch.exp2(-code * q / _PARTS).float(), torch.zeros(1)])
 
 
-def base_bounds(bits: int, q: int) -> Tensor:
+def base_bounds(bits: int, q: float) -> Tensor:
     """(2**bits - 1,) where a value goes to the next code: the middle of its logarithm."""
     code = torch.arange((1 << bits) - 1, 0, -1).double() - 0.5
     return torch.exp2(-code * q / _PARTS).float()

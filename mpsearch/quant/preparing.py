@@ -10,15 +10,20 @@ import torch
 from torch import nn
 
 from mpsearch.batches import call, parts, tensor_of
+from mpsearch.quant.aligning import align
 from mpsearch.quant.folding import fold
 from mpsearch.quant.recipe import Preparation, Recipe
 from mpsearch.quant.rotation import rotate
+from mpsearch.quant.shifting import shift
 from mpsearch.quant.smoothing import smooth
 
 _WHERE: dict[Preparation, str] = {
     "fold": "batch norms that alone read what a layer writes",
     "smooth": "layer norms whose output is read by linear layers alone",
     "rotate": "RMS norms between blocks whose output is read by linear layers alone",
+    "shift": "layer norms with a bias whose output is read by linear layers with biases alone",
+    "align": "layer norms whose output is read by linear layers alone",
+    "clip": "layer norms whose output is read by linear layers alone",
 }
 
 
@@ -53,4 +58,8 @@ def _done(step: Preparation, model: nn.Module, batch: Any, sample: Any, recipe: 
         return fold(model, sample)
     if step == "smooth":
         return smooth(model, batch, recipe.alpha)
+    if step == "shift":
+        return shift(model, batch)
+    if step in ("align", "clip"):
+        return align(model, batch, 100.0 if step == "align" else recipe.percentile)
     return rotate(model, sample)

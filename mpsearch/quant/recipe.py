@@ -4,14 +4,15 @@ Estimators, verification and the final network take the same one, and an allocat
 that what was predicted is what is run.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 Ranges = Literal["minmax", "mse"]
-Rounding = Literal["nearest", "gptq", "adaround", "quantease", "decoupleq"]
-Correction = Literal["moments", "bias", "batchnorm"]
-Preparation = Literal["fold", "smooth", "rotate"]
+Rounding = Literal["nearest", "gptq", "adaround", "adaquant", "quantease", "decoupleq"]
+Correction = Literal["moments", "bias", "batchnorm", "spread"]
+Preparation = Literal["fold", "smooth", "rotate", "shift", "align", "clip"]
 ActivationRanges = Literal["minmax", "percentile", "mse"]
 
 
@@ -24,26 +25,36 @@ class Recipe:
             the least squared error.
         rounding: How weights become integers: to ``nearest``, or so that the layer's output errs
             least: ``gptq``, ``decoupleq`` (and its scales in turn), ``quantease`` (by descent),
-            ``adaround`` (by gradients, and slow).
+            ``adaround`` (by gradients, and slow), ``adaquant`` (so, and its scales).
             Weights in other formats are rounded to nearest; an option may name another method.
         corrections: What is done after rounding: ``moments`` gives every batch norm's output its
             float mean and variance back, and every other quantized layer's output its float mean;
             ``bias`` gives every quantized layer's output its float mean; ``batchnorm`` estimates
-            the statistics of every batch norm again.
+            the statistics of every batch norm again; ``spread`` gives each output that no
+            batch norm reads its float mean and, where each of its channels has one integer scale,
+            its deviation. That is much where batch norms were folded, and no default because
+            transformers of 2 and 3 bits lose (``tests/bench/recipes.py`` measures both).
         activation_ranges: What an input's static range is chosen by.
-        percentile: Share of the values, in percent, that the ``percentile`` range covers.
+        percentile: Share of the values, in percent, that the ``percentile`` range covers, and
+            ``clip``'s.
         samples: Most calibration samples that corrections, and roundings that look at inputs, are
             computed on.
         damp: Added to the diagonal of ``gptq``'s and ``decoupleq``'s Hessians, times its mean.
         act_order: Whether they begin with the columns that read the largest inputs.
-        steps: Of ``adaround``'s descent.
+        steps: Of ``adaround``'s and ``adaquant``'s descent.
         preparations: What is done first, and keeps the network's function: ``fold`` lets layers
             multiply as the batch norms after them do; ``smooth`` moves the range of what layer
             norms return into the weights that read it; ``rotate`` turns what lies between a
-            transformer's blocks, so that no channel stands out. None is a default: ``fold``
-            changes little, and the others help inputs of few bits at the weights' expense
-            (``tests/bench/recipes.py`` measures it).
+            transformer's blocks, so that no channel stands out; ``shift`` takes the mean of what
+            layer norms return, by channel, into the biases that follow (before ``smooth`` it is
+            SQ-b); ``align`` gives its channels one range, ``clip`` one that covers ``percentile``
+            of each. None is a default: ``fold`` changes little, and the others help inputs of few
+            bits at the weights' expense (``tests/bench/recipes.py`` measures it).
         alpha: Share of the range that ``smooth`` moves.
+        bos: Linear layers, by regular expressions found in their names, that keep what they write
+            for the first token, which must be always the same, in floats: the keys and values of
+            cross-attention (MixDQ), or those of a language model whose prompts begin with one
+            token (:mod:`mpsearch.quant.bos`).
     """
 
     ranges: Ranges = "mse"
@@ -57,6 +68,7 @@ class Recipe:
     steps: int = 500
     preparations: tuple[Preparation, ...] = ()
     alpha: float = 0.5
+    bos: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse values no code stands behind."""
@@ -65,6 +77,7 @@ class Recipe:
         _one_of("activation_ranges", self.activation_ranges, get_args(ActivationRanges))
         self._list("corrections", get_args(Correction))
         self._list("preparations", get_args(Preparation))
+        self._list("bos", None)
         if {"moments", "batchnorm"} <= set(self.corrections):
             raise ValueError(
                 "recipe: corrections 'moments' and 'batchnorm' both set what batch norms know of"
@@ -86,13 +99,17 @@ class Recipe:
         if not isinstance(flag, bool):
             raise ValueError(f"recipe: act_order is true or false, got {flag!r}")  # noqa: TRY004
 
-    def _list(self, name: str, known: Sequence[str]) -> None:
+    def _list(self, name: str, known: Sequence[str] | None) -> None:
+        """Check a list of known names, or where none are known, of regular expressions."""
         given: Any = getattr(self, name)  # a document may hold anything
         if not isinstance(given, tuple | list):
             raise ValueError(f"recipe: {name} are a list, got {given!r}")  # noqa: TRY004
         object.__setattr__(self, name, tuple(given))
         for one in given:
-            _one_of(name, one, known)
+            if known is None:
+                _expression(name, one)
+            else:
+                _one_of(name, one, known)
         if len(set(given)) != len(given):
             raise ValueError(f"recipe: one of {name} is named twice in {tuple(given)!r}")
 
@@ -126,6 +143,15 @@ class Recipe:
 def _one_of(name: str, value: object, known: Sequence[str]) -> None:
     if value not in known:
         raise ValueError(f"recipe: {name} has {value!r}; known are {', '.join(map(repr, known))}")
+
+
+def _expression(name: str, value: object) -> None:
+    try:
+        re.compile(value)  # type: ignore[call-overload]
+    except (TypeError, re.error) as error:
+        raise ValueError(
+            f"recipe: {name} has {value!r}, which is no regular expression: {error}"
+        ) from None
 
 
 def _is_number(value: object) -> bool:

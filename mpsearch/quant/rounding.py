@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from mpsearch.formats import Format, Option
+from mpsearch.quant.adaquant import adaquant
 from mpsearch.quant.adaround import adaround
 from mpsearch.quant.codes import Codes
 from mpsearch.quant.decoupleq import Shared, decoupleq
 from mpsearch.quant.encoding import encode, supported
 from mpsearch.quant.gptq import gptq
 from mpsearch.quant.input_hessian import InputHessians
-from mpsearch.quant.lattice import Layout, lattice_of, spread, with_codes
+from mpsearch.quant.lattice import Layout, is_integer, lattice_of, spread, with_codes
 from mpsearch.quant.quantease import quantease
 from mpsearch.quant.recipe import Recipe, Rounding
 from mpsearch.tracing import output_first
@@ -45,12 +46,6 @@ def method_of(option: Option, recipe: Recipe) -> str:
             f" {str(option.weight)!r} is rounded to nearest"
         )
     return option.method
-
-
-def is_integer(form: Format) -> bool:
-    """Whether weights in a format are plain integers with a scale."""
-    this = supported(form)
-    return this.kind == "int" and this.plain == this and this.base != "int1"
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +99,10 @@ def _rounded(
         codes = gptq(*given, damp=recipe.damp, ordered=recipe.act_order)
         return with_codes(nearest, layout.codes(codes))
     shared = Shared(_scale(nearest), _places(nearest, layout), _parts(nearest))
-    codes, scale = decoupleq(*given, shared, damp=recipe.damp, ordered=recipe.act_order)
+    if method == "adaquant":
+        codes, scale = adaquant(*given, shared, steps=recipe.steps)
+    else:
+        codes, scale = decoupleq(*given, shared, damp=recipe.damp, ordered=recipe.act_order)
     return replace(with_codes(nearest, layout.codes(codes)), scale=scale)
 
 

@@ -6,7 +6,7 @@ max|X_j|^alpha / max|W_j|^(1 - alpha)``, and column j of all weights that read i
 being these weights one below another. Only where layers alone read what the norm returns.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -23,19 +23,38 @@ _SAMPLES = 16  # that go through the model together
 def smooth(model: nn.Module, batch: Any, alpha: float) -> int:
     """Smooth what can be, in place; how many norms that were."""
     groups = readers(model, parts(batch, 1)[0])
-    peaks = _peaks(model, batch, list(groups))
+    peaks: dict[nn.Module, Tensor] = {}
+
+    def see(norm: nn.Module, rows: Tensor) -> None:
+        peak = rows.abs().amax(0).double()
+        peaks[norm] = torch.maximum(peaks.get(norm, peak), peak)
+
+    watch(model, batch, groups, see)
     for norm, weights in groups.items():
-        _smooth(norm, weights, peaks[norm], alpha)
+        scale_channels(norm, weights, _scale(weights, peaks[norm], alpha))
     return len(groups)
 
 
 def readers(model: nn.Module, batch: Any) -> dict[nn.Module, list[Tensor]]:
-    """Norms over channels, and the weights, (out, in), that alone read what each returns.
+    """Norms over channels, and the weights, (out, in), that alone read what each returns."""
+    return {
+        norm: [input_last(layer) for layer in layers]
+        for norm, layers in reading(model, batch).items()
+    }
 
-    A weight that an embedding or several norms share is none of them.
+
+def input_last(layer: nn.Module) -> Tensor:
+    """(out, in) the weight of a linear layer; a view."""
+    return output_first(layer.get_parameter("weight"), layer)
+
+
+def reading(model: nn.Module, batch: Any) -> dict[nn.Module, list[nn.Module]]:
+    """Norms over channels, and the linear layers that alone read what each returns.
+
+    None whose weight an embedding shares, or which several norms have in common.
     """
     linear = {
-        id(site.weight): output_first(site.weight, site.module)
+        id(site.weight): site.module
         for site in sites(model)
         if site.weight is not None and site.kind == "linear"
     }
@@ -76,28 +95,34 @@ def _scales(module: nn.Module, weight: Tensor) -> bool:
 
 
 @torch.no_grad()
-def _peaks(model: nn.Module, batch: Any, norms: Sequence[nn.Module]) -> dict[nn.Module, Tensor]:
-    """The largest size of each channel of what norms return."""
-    peaks: dict[nn.Module, Tensor] = {}
+def watch(
+    model: nn.Module,
+    batch: Any,
+    norms: Iterable[nn.Module],
+    see: Callable[[nn.Module, Tensor], None],
+) -> None:
+    """Hand on what norms return on a batch, (rows, channels), part by part."""
 
-    def see(module: nn.Module, _: Any, output: Tensor) -> None:
-        peak = output.detach().abs().flatten(0, -2).amax(0).double()
-        peaks[module] = torch.maximum(peaks.get(module, peak), peak)
+    def hook(module: nn.Module, _: Any, output: Tensor) -> None:
+        see(module, output.detach().reshape(-1, output.shape[-1]))
 
     with ExitStack() as stack:
         for norm in norms:
-            stack.callback(norm.register_forward_hook(see).remove)
+            stack.callback(norm.register_forward_hook(hook).remove)
         for part in parts(batch, _SAMPLES):
             call(model, part)
-    return peaks
 
 
 @torch.no_grad()
-def _smooth(norm: nn.Module, weights: Sequence[Tensor], peak: Tensor, alpha: float) -> None:
-    column = torch.stack([weight.abs().amax(0) for weight in weights]).amax(0).double()
-    scale = peak.pow(alpha) / column.pow(1 - alpha)
-    scale = torch.where((peak > 0) & (column > 0), scale, 1.0)
+def scale_channels(norm: nn.Module, weights: Sequence[Tensor], scale: Tensor) -> None:
+    """Divide channels of what a norm returns, and multiply the weights that read them."""
     for parameter in norm.parameters(recurse=False):
         parameter.div_(scale.to(parameter.dtype))
     for weight in weights:
         weight.mul_(scale.to(weight.dtype))
+
+
+def _scale(weights: Sequence[Tensor], peak: Tensor, alpha: float) -> Tensor:
+    column = torch.stack([weight.abs().amax(0) for weight in weights]).amax(0).double()
+    scale = peak.pow(alpha) / column.pow(1 - alpha)
+    return torch.where((peak > 0) & (column > 0), scale, 1.0)

@@ -27,6 +27,10 @@ MORE = (
     "lim:samples",
     "metric-decoupled:ssim",
     "metric-decoupled:sqnr",
+    "fisher:outputs",
+    "noise:uncorrected",
+    "salience:spqr",
+    "taylor:second-order",
     "salience:gptq",
     "salience:gwq",
     "zero-cost:ompq",
@@ -67,6 +71,9 @@ def here(name: str, samples: Sequence[int], memory: float) -> list[int]:
     from mpsearch.sweep import Sweep
 
     found, recipe = [], Recipe(samples=32)
+    if name.endswith(":uncorrected"):
+        name = name.removesuffix(":uncorrected")
+        recipe = Recipe(corrections=(), samples=max(samples))
     options = mp.options(*OPTIONS, *["w32a32"] * (name == "mc-moe"))  # what a router is left at
     for count in (32, *samples):
         if name == "mc-moe":

@@ -32,29 +32,33 @@ STEPS: Mapping[str, Mapping[str, Any]] = {
     "+ bias": {"corrections": ("bias",)},
     "+ batchnorm": {"corrections": ("batchnorm",)},
     "+ moments (the default)": {},
+    "+ spread": {"corrections": ("moments", "spread")},
     "fold": {"preparations": ("fold",)},
     "smooth": {"preparations": ("smooth",)},
     "rotate": {"preparations": ("rotate",)},
+    "align": {"preparations": ("align",)},
+    "clip": {"preparations": ("clip",)},
     "gptq, uncorrected": {"rounding": "gptq", "corrections": ()},
     "gptq": {"rounding": "gptq"},
+    "gptq, spread": {"rounding": "gptq", "corrections": ("moments", "spread")},
     "gptq, columns as given": {"rounding": "gptq", "act_order": False},
     "decoupleq, uncorrected": {"rounding": "decoupleq", "corrections": ()},
     "decoupleq": {"rounding": "decoupleq"},
     "quantease": {"rounding": "quantease"},
     "adaround": {"rounding": "adaround"},
+    "adaquant": {"rounding": "adaquant"},
     "rotate, decoupleq": {"rounding": "decoupleq", "preparations": ("rotate",)},
 }
 SKIPPED = {  # what has nothing to work on there, or takes long
-    "resnet20": ("smooth", "rotate", "rotate, decoupleq", "adaround"),
+    "resnet20": ("smooth", "rotate", "align", "clip", "rotate, decoupleq"),
     "mobilenet_v2": (  # its batch norms were folded before it was published
-        *("+ batchnorm", "fold", "smooth", "rotate", "rotate, decoupleq"),
-        *("quantease", "adaround"),
+        *("+ batchnorm", "fold", "smooth", "rotate", "align", "clip", "rotate, decoupleq"),
     ),
     "small_llama": ("+ batchnorm", "fold"),
 }
 TASKS: Mapping[str, tuple[str, Mapping[str, int]]] = {
     "resnet20": ("cifar10", {"calibrate": 64, "judge": 250}),
-    "mobilenet_v2": ("mobilenet_v2", {"calibrate": 8, "judge": 16}),
+    "mobilenet_v2": ("mobilenet_v2", {"calibrate": 32, "judge": 24}),
     "small_llama": ("small_llama", {"calibrate": 32, "judge": 32}),
 }
 

@@ -119,6 +119,7 @@ def test_the_name_after_the_colon_is_the_backend() -> None:
     [
         ({"batch": 0}, "batch is 0; wanted at least 1"),
         ({"rounds": 1}, "rounds is 1; wanted at least 2"),
+        ({"backend": "cuda"}, "runs on a GPU, and times are of this CPU; price GPUs with"),
         ({"beside": -1.0}, r"beside is -1.0; wanted seconds from 0 up"),
         ({"beside": float("nan")}, r"beside is nan; wanted seconds from 0 up"),
     ],

@@ -133,7 +133,7 @@ def test_layers_without_a_kernel_are_one_error_that_lists_them() -> None:
     model, x = network()
     options = MIXED | {"stem": "int4a/int8", "head": "int4/fp16"}
     wanted = (
-        r"TorchCpu\(\) has no kernel for 2 of 5 layers: 'stem' at 'int4a/int8', 'head' at"
+        r"TorchCpu\(between='floats'\) has no kernel for 2 of 5 layers: 'stem' at 'int4a/int8', 'head' at"
         r" 'int4/fp16'; give them options it has kernels for, name another"
     )
     with pytest.raises(ValueError, match=wanted):

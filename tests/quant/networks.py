@@ -63,3 +63,26 @@ def tied() -> tuple[nn.Module, list[Tensor], list[str]]:
     names = ["embed", "block.self_attn.in_proj", "block.self_attn.out_proj"]
     names += ["block.linear1", "block.linear2", "head"]
     return Tied().eval(), [torch.randint(0, 11, (6, 7))], names
+
+
+class Normed(nn.Module):
+    """A layer norm whose channels differ in range and in mean, two layers that read it."""
+
+    def __init__(self, *, bias: bool) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(6, bias=bias)
+        self.first, self.second = nn.Linear(6, 5, bias=bias), nn.Linear(6, 5, bias=bias)
+        self.norm.weight.data = torch.tensor([0.1, 1.0, 4.0, 0.5, 0.2, 8.0])
+        if bias:
+            self.norm.bias.data = torch.tensor([3.0, 0.0, -5.0, 1.0, 0.0, 2.0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        out: Tensor = self.first(h) * self.second(h).tanh()
+        return out
+
+
+def normed(*, bias: bool = True, rows: int = 40) -> tuple[nn.Module, Tensor]:
+    """The network, in eval mode, and what it reads."""
+    torch.manual_seed(0)
+    return Normed(bias=bias).eval().requires_grad_(False), torch.randn(rows // 4, 4, 6)

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -15,7 +17,7 @@ from tests.references import powers as reference
 
 ONE_SCALE = [
     "fp8_e4m3", "fp8_e5m2", "fp4_e2m1", "fp4_exmx", "fp6_e1m4", "nf4t", "pot4", "power4", "log4",
-    "log3", "ternary", "binary",
+    "log3", "logr4", "logr2", "ternary", "binary",
 ]  # fmt: skip
 BLOCKS = ["mxfp4", "mxfp8_e4m3", "mxint8", "nvfp4"]
 RANGES: list[ActivationRanges] = ["minmax", "percentile", "mse"]
@@ -70,9 +72,20 @@ def test_the_adaptive_base_beats_two_and_its_root_after_a_softmax() -> None:
     x = _softmax(width=192)
     found = error(fake_quantize(x, _grid(x, "log3")), x)
     peak = float(x.max())
-    for q in (37, 18):  # base 2, and nearly its root
-        fixed = torch.tensor([reference.log(v, 3, q, peak) for v in x.flatten().tolist()])
-        assert found < error(fixed, x.flatten())
+    two = torch.tensor([reference.log(v, 3, 37, peak) for v in x.flatten().tolist()])
+    assert found < error(two, x.flatten())
+    assert found < error(fake_quantize(x, _grid(x, "logr3")), x)
+
+
+@pytest.mark.parametrize("bits", range(2, 8))
+def test_powers_of_the_root_of_two_are_shifts_of_two_scales(bits: int) -> None:
+    x = _softmax(width=192)
+    grid = _grid(x, f"logr{bits}", "minmax")
+    peak = float(x.max())
+    for v in x[:2].flatten().tolist():
+        middle = abs(-2 * math.log2(v / peak) % 1 - 0.5) < 1e-3
+        found = float(fake_quantize(torch.tensor([v]), grid))
+        assert middle or found == pytest.approx(reference.root(v, bits, peak), rel=1e-6)
     assert found < 0.6 * error(fake_quantize(x, _grid(x, "int3")), x)
 
 

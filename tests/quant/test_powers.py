@@ -50,6 +50,22 @@ def test_a_value_is_rounded_after_its_logarithm_is_taken(x: float, case: tuple[i
     assert middle or found == pytest.approx(reference.log(x, bits, q, 1.0), rel=1e-5)
 
 
+@given(st.floats(0, 1, width=32), st.integers(2, 8))
+def test_the_root_of_two_is_a_base_of_its_own(x: float, bits: int) -> None:
+    by = table(powers.of_base(bits, powers.ROOT), powers.base_bounds(bits, powers.ROOT))
+    found = float(by.value(by.code(torch.tensor(x))))
+    middle = x > 0 and abs(-2 * math.log2(x) % 1 - 0.5) < 1e-3
+    assert middle or found == pytest.approx(reference.root(x, bits, 1.0), rel=1e-6)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_its_powers_are_shifts_of_two_scales_to_the_last_bit(bits: int) -> None:
+    code = torch.arange((1 << bits) - 1)
+    scale = torch.where(code % 2 == 1, torch.tensor(2.0).sqrt(), torch.tensor(1.0))
+    wanted = scale * torch.exp2(-((code + 1) // 2).float())
+    assert torch.equal(powers.of_base(bits, powers.ROOT)[:-1], wanted)
+
+
 @pytest.mark.parametrize("bits", range(3, 9))
 def test_the_searched_exponent_never_loses_to_uniform_steps(bits: int) -> None:
     for w in (normal(8, 64), normal(8, 64) ** 3):

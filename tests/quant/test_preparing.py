@@ -106,17 +106,21 @@ def test_what_something_else_reads_is_not_folded() -> None:
     assert fold(Twice().eval(), torch.randn(4, 3)) == 0  # y is read twice, the norm runs twice
 
 
+@pytest.mark.parametrize("alpha", [0.5, 0.8])
 @pytest.mark.parametrize("norm", [RMSNorm, nn.LayerNorm])
-def test_smoothing_evens_out_inputs_and_keeps_the_function(norm: type[nn.Module]) -> None:
+def test_smoothing_evens_out_inputs_and_keeps_the_function(
+    norm: type[nn.Module], alpha: float
+) -> None:
     model, ids = _stream(norm)
     wanted, block = model(ids), model.get_submodule("blocks.0")
     first: Any = block.get_submodule("norm")
     before = first(model.get_submodule("embed")(ids)).abs().amax((0, 1))
     columns = torch.cat([block.get_submodule(n).weight for n in ("gate", "up")]).abs().amax(0)  # type: ignore[misc]
-    assert smooth(model, ids, 0.5) == 3
+    assert smooth(model, ids, alpha) == 3
     after = first(model.get_submodule("embed")(ids)).abs().amax((0, 1))
     torch.testing.assert_close(model(ids), wanted, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(after, before.sqrt() * columns.sqrt(), rtol=1e-4, atol=1e-5)
+    even = (before * columns).pow(1 - alpha)
+    torch.testing.assert_close(after, even, rtol=1e-4, atol=1e-5)
 
 
 def test_a_norm_that_adds_one_to_its_weight_is_left_alone() -> None:
@@ -161,7 +165,7 @@ def test_layer_norms_and_tied_heads_are_not_rotated() -> None:
         prepare(shared, ids, recipe)
 
 
-@pytest.mark.parametrize("step", ["fold", "smooth"])
+@pytest.mark.parametrize("step", ["fold", "smooth", "shift", "align", "clip"])
 def test_says_that_a_step_applies_nowhere(step: Any) -> None:
     model = nn.Sequential(nn.Linear(3, 2)).eval().requires_grad_(False)
     with pytest.raises(ValueError, match=f"preparation '{step}' applies nowhere in this model"):

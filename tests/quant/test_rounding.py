@@ -24,7 +24,7 @@ from tests.quant.networks import mixed, tied
 from tests.quant.weights import normal
 from tests.references import feedback
 
-METHODS: list[Rounding] = ["gptq", "decoupleq", "quantease", "adaround"]
+METHODS: list[Rounding] = ["gptq", "decoupleq", "quantease", "adaround", "adaquant"]
 
 
 def _layer(rows: int = 6, width: int = 20, bits: int = 3) -> tuple[Tensor, Lattice, Tensor, Tensor]:

@@ -27,3 +27,15 @@ def log(x: float, bits: int, q: int, peak: float) -> float:
         return 0.0
     code = max(0, round(-math.log2(x / peak) / (q / 37)))
     return peak * 2.0 ** (-code * q / 37) if code < 2**bits - 1 else 0.0
+
+
+def root(x: float, bits: int, peak: float) -> float:
+    """RepQ-ViT: log-sqrt2 codes read by a log2 quantizer whose scale depends on their parity.
+
+    Its own code has zero beside the ``2 ** bits`` powers; here zero is the last code.
+    """
+    if x <= 0:
+        return 0.0
+    code = max(0, round(-2 * math.log2(x / peak)))
+    scale = peak * math.sqrt(2) if code % 2 else peak
+    return scale * 2.0 ** math.floor(-code / 2) if code < 2**bits - 1 else 0.0

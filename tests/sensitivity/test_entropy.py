@@ -90,6 +90,8 @@ def test_dependencies_are_of_layers_that_follow_each_other_and_read_one_shape() 
     model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 8), nn.Linear(8, 6))
     found = dependencies(Task(model, [x[:1], x[1:]]), trace(model, x), Recipe())
     assert list(found) == [("0", "2")]  # the last layer reads 8 channels
+    with pytest.raises(ValueError, match=r"a memory of 0.1MB is too small: to run 4"):
+        dependencies(Task(model, [x[:1], x[1:]]), trace(model, x), Recipe(), memory=100)
     wanted = dependency(x, model[:2](x).detach())
     assert found["0", "2"] == pytest.approx(float(wanted.mean()), rel=1e-6)
 

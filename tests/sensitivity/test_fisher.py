@@ -229,6 +229,17 @@ def test_both_roles_have_the_sum_of_their_scores() -> None:
 
 
 @pytest.mark.parametrize("at", ["weights", "outputs"])
+def test_an_option_s_own_rounding_is_the_one_that_is_scored(at: Any) -> None:
+    model, x = kinked()
+    task, own = Task(model, [x]), options("w2a32", "int2/fp32+gptq")
+    scored = Fisher(at).estimate(task, trace(model, x), own, recipe=PLAIN, sweep=Sweep())
+    other = Recipe(corrections=(), rounding="gptq")
+    wanted = Fisher(at).estimate(task, trace(model, x), own[:1], recipe=other, sweep=Sweep())
+    assert not np.allclose(scored.values[:, 0], scored.values[:, 1])
+    np.testing.assert_allclose(scored.values[:, 1], wanted.values[:, 0], rtol=1e-10)
+
+
+@pytest.mark.parametrize("at", ["weights", "outputs"])
 def test_a_dead_layer_has_no_score(at: Any) -> None:
     first = nn.Linear(3, 4)
     nn.init.constant_(first.bias, -100)

@@ -115,12 +115,6 @@ def test_taking_directions_out_leaves_less_noise() -> None:
     assert (spreads[1] < 0.7 * spreads[0]).all()
 
 
-def test_takes_out_no_more_directions_than_fit_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    curvature, _ = _curvature()
-    monkeypatch.setattr("mpsearch.sensitivity.hutchinson._ELEMENTS", 2 * curvature.size * 3)
-    assert Deflated.of(curvature, 5, _random()).directions.shape == (curvature.size, 3)
-
-
 def test_attention_that_is_fused_has_second_derivatives() -> None:
     torch.manual_seed(0)
     model = nn.Linear(4, 4).double()

@@ -1,5 +1,6 @@
 """Calibration sets in parts: the same numbers, within a limit on memory, at half the work."""
 
+import gc
 import json
 import sys
 from typing import Any, ClassVar
@@ -14,7 +15,20 @@ from mpsearch.formats import Format, options
 from mpsearch.protocols import Estimator
 from mpsearch.quant.activations import Grid, Seen
 from mpsearch.quant.recipe import ActivationRanges, Recipe
-from mpsearch.sensitivity import KL, SQNR, SSIM, Coverage, Interactions, Loss, MetricDecoupled
+from mpsearch.sensitivity import (
+    KL,
+    LRP,
+    SQNR,
+    SSIM,
+    Coverage,
+    Fisher,
+    HessianEig,
+    HessianTrace,
+    Interactions,
+    Loss,
+    MetricDecoupled,
+    Noise,
+)
 from mpsearch.sweep import Sweep
 from mpsearch.tables import Table
 from mpsearch.task import Task
@@ -116,6 +130,7 @@ def test_corrections_look_at_the_same_samples_whatever_the_batches() -> None:
 
 
 OTHERS = "entropy:luq", "lim", "salience", "sqnr", "zero-cost:ompq"
+GRADIENTS = "fisher", "hessian-trace", "lrp", "noise:uncorrected"
 
 
 @pytest.mark.parametrize("ranges", ["minmax", "percentile", "mse"])
@@ -148,6 +163,61 @@ def test_what_is_of_the_whole_set_is_put_together_of_parts(name: str, recipe: Re
     small = Sweep(memory=SMALL)
     _same(_table(task, recipe, small, estimator), _table(task, recipe, Sweep(), estimator))
     assert _parts(small) > 3
+
+
+BY_GRADIENTS: dict[str, Estimator] = {
+    "fisher": Fisher(),
+    "fisher of outputs": Fisher(at="outputs"),
+    "exact traces": HessianTrace(),
+    "sampled traces": HessianTrace(probes=2),
+    "eigenvalues": HessianEig(),
+}
+
+
+@pytest.mark.parametrize("name", BY_GRADIENTS)
+def test_gradients_of_parts_are_those_of_the_whole(name: str) -> None:
+    model, x, _ = _network()
+    task, cache = Task(model, x[:32].split(16)), dict[str, Any]()
+    large, small = Sweep(cache=cache), Sweep(cache=cache, memory=SMALL)
+    wanted = _table(task, TWENTY, large, BY_GRADIENTS[name])
+    before = set(cache)
+    _same(_table(task, TWENTY, small, BY_GRADIENTS[name]), wanted)
+    assert len(set(cache) - before) > len(task.batches)  # none of another size is taken for one
+
+
+@pytest.mark.parametrize("estimator", [Fisher(), HessianTrace(), HessianEig(), LRP()])
+def test_no_cycle_of_references_keeps_tensors_alive(estimator: Estimator) -> None:
+    model, x, _ = _network()
+    task = Task(model, x[:16].split(8))
+    _table(task, PLAIN, Sweep(), estimator)  # what is set up once
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        _table(task, PLAIN, Sweep(), estimator)
+        gc.collect()
+        kept = [one.shape for one in gc.garbage if isinstance(one, Tensor)]
+    finally:
+        gc.set_debug(0)
+        gc.enable()
+        gc.garbage.clear()
+    assert not kept
+
+
+def test_noise_is_put_on_parts() -> None:
+    model, x, _ = _network()
+    task, cache = Task(model, x.split(8)), dict[str, Any]()
+    weights = options("w2a16", "w4a16")  # noise on inputs is drawn for each part
+    network, estimator = trace(model, x), Noise(draws=1)
+
+    def table(memory: float | str) -> Table:
+        sweep = Sweep(cache=cache, memory=memory)
+        return estimator.estimate(task, network, weights, recipe=PLAIN, sweep=sweep)
+
+    wanted = table("4GB")
+    before = len(cache)
+    _same(table(SMALL), wanted)
+    assert len(cache) > before + 3 * len(network.layers)
 
 
 @pytest.mark.parametrize("context", ["alone", "random", "w8a8"])
@@ -254,3 +324,10 @@ def test_peak_resident_memory_stays_within_the_limit_whatever_the_number_of_samp
 def test_others_keep_nothing_of_all_samples_either() -> None:
     for name, (few, many) in peaks(OTHERS, (32, 128), TIGHT).items():
         assert many - few < TIGHT / 4, name  # what one layer reads in 96 samples is 1.6 MB
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_gradients_stay_within_the_limit_too() -> None:
+    for name, (few, many) in peaks(GRADIENTS, (32, 128), TIGHT).items():
+        assert many <= 1.25 * TIGHT, name
+        assert many - few < TIGHT / 4, name  # cycles of references that keep tensors count

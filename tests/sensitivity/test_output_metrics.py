@@ -216,6 +216,19 @@ def test_tokens_without_a_label_count_for_nothing() -> None:
         assert value == pytest.approx(gains[0] - gains[1], rel=1e-3)
 
 
+def test_a_language_model_loses_on_the_next_token() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 7)).eval()
+    words = torch.randint(7, (3, 5))
+    shifted = torch.cat([words[:, 1:], torch.full((3, 1), -100)], 1)
+    given = options("w2a16")
+    tables = [
+        _estimate(Loss(floor=None), Task(model, [batch]), given=given)
+        for batch in (words, (words, shifted))
+    ]
+    np.testing.assert_allclose(tables[0].values, tables[1].values, rtol=1e-12)
+
+
 def _named(*names: str) -> dict[str, Option]:
     return dict(zip(("0", "2", "4"), options_of(names), strict=True))
 
@@ -513,11 +526,11 @@ def test_an_allocation_of_another_network_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda x, _: x, "batch 0 has no labels, and the task no loss of its own; give batches"),
-        (lambda x, _: {"input": x}, "batch 0 has no labels"),
-        (lambda x, y: (x, y.double()), "batch 0 has no labels"),
-        (lambda x, y: (x, y[:, None]), r"labels of shape \(4, 1\) .* wanted \(4,\) labels from 0"),
-        (lambda x, y: (x, y + 1), r"go up to 4, the output has shape \(4, 4\)"),
+        (lambda x, _: x, r"no labels that fit logits of shape \(4, 4\); give .*'kl' needs neither"),
+        (lambda x, _: {"input": x}, "the batch has no labels"),
+        (lambda x, y: (x, y.double()), "the batch has no labels"),
+        (lambda x, y: (x, y[:, None]), "the batch has no labels that fit"),
+        (lambda x, y: (x, y + 1), r"labels are \[.*4\] and so on; wanted some from 0 to 3"),
     ],
 )
 def test_a_loss_that_wants_labels_says_so(change: Any, message: str) -> None:

@@ -98,16 +98,32 @@ def test_cross_entropy_has_the_traces_of_kl_where_the_network_is_piecewise_linea
     np.testing.assert_allclose(found, wanted, rtol=1e-9)
 
 
+SMALL = 60_000  # bytes, in which some of the samples can be run
+
+
 @pytest.mark.parametrize("groups", [None, 2])
-def test_parts_of_any_size_give_the_same(
-    groups: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = _traces(kinked()).by_sample(None, 0, Sweep())
-    monkeypatch.setattr("mpsearch.sensitivity.traces._ELEMENTS", 20_000)
-    sweep = Sweep()
-    parts = _traces(kinked()).by_sample(None, 0, sweep)
-    assert len(sweep.cache) == 2
-    np.testing.assert_allclose(parts, whole, rtol=1e-12)
+def test_parts_of_any_size_give_the_same(groups: int | None) -> None:
+    cache: dict[str, Any] = {}
+    whole = _traces(kinked()).by_sample(groups, 0, Sweep(cache=cache))
+    counts = []
+    for memory in (SMALL, 1):
+        sweep = Sweep(cache=dict(cache), memory=memory)
+        parts = _traces(kinked()).by_sample(groups, 0, sweep)
+        counts.append(len(sweep.cache) - len(cache))
+        np.testing.assert_allclose(parts, whole, rtol=1e-12)
+    assert 1 < counts[0] < counts[1] == 6
+
+
+def test_products_are_taken_of_parts_that_fit() -> None:
+    cache: dict[str, Any] = {}
+    model, x = curved()
+    wanted = _traces((model, x)).by_product(200, 0, Sweep(cache=cache)).mean(axis=0)
+    before = len(cache)
+    small = Sweep(cache=cache, memory=4 * sum(p.nbytes for p in model.parameters()))
+    found = _traces((model, x)).by_product(200, 0, small)
+    assert len(cache) > before + 100  # no unit of another size is taken for one of these
+    error = found.std(axis=0, ddof=1) / len(found) ** 0.5
+    assert (abs(found.mean(axis=0) - wanted) < 4 * error + 1e-9).all()
 
 
 def test_one_group_is_right_on_average_for_tokens() -> None:
@@ -181,9 +197,8 @@ def test_routed_samples_go_one_by_one(masked: bool) -> None:
     np.testing.assert_allclose(found.mean(axis=0), wanted, rtol=1e-9)
 
 
-def test_what_was_computed_is_kept_when_it_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mpsearch.sensitivity.traces._ELEMENTS", 20_000)
-    traces, sweep = _traces(kinked()), Sweep()
+def test_what_was_computed_is_kept_when_it_is_stopped() -> None:
+    traces = _traces(kinked())
     wanted = traces.by_sample(2, 0, Sweep())
 
     class Stopping(dict[str, Any]):
@@ -191,10 +206,10 @@ def test_what_was_computed_is_kept_when_it_is_stopped(monkeypatch: pytest.Monkey
             super().__setitem__(key, value)
             raise KeyboardInterrupt
 
-    sweep = Sweep(cache=Stopping())
+    sweep = Sweep(cache=Stopping(), memory=SMALL)
     with pytest.raises(KeyboardInterrupt):
         traces.by_sample(2, 0, sweep)
     assert len(sweep.cache) == 1
-    resumed = Sweep(cache=dict(sweep.cache))
-    np.testing.assert_array_equal(traces.by_sample(2, 0, resumed), wanted)
-    assert len(resumed.cache) == 2
+    resumed = Sweep(cache=dict(sweep.cache), memory=SMALL)
+    np.testing.assert_allclose(traces.by_sample(2, 0, resumed), wanted, rtol=1e-12)
+    assert 1 < len(resumed.cache) < 6

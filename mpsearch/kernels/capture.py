@@ -3,7 +3,7 @@
 import copy
 import operator
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 
 from mpsearch.batches import samples
-from mpsearch.kernels import onnx_layers as layers
 from mpsearch.kernels.onnx_moves import CLAMPS, POOLS
 from mpsearch.kernels.plain import floated
 from mpsearch.quant.activations import Seen, fake_quantize
@@ -30,11 +29,8 @@ class Captured:
         layers: What each call of a linear layer or a convolution is a call of, with its name.
     """
 
-    def __init__(self, model: nn.Module, batch: Any) -> None:
-        """Capture; ``ValueError`` where that cannot be done."""
-        for name, each in model.named_modules():
-            if layers.kind_of(each) is None:
-                raise layers.refused(name, each)
+    def __init__(self, model: nn.Module, batch: Any, advice: str) -> None:
+        """Capture; ``ValueError`` that ends with the advice where that cannot be done."""
         model = copy.deepcopy(model).float().cpu()
         plain = _in_floats(model)
         (args, kwargs), given, many = arguments(batch), inputs(batch), samples(batch)
@@ -50,8 +46,7 @@ class Captured:
         except Exception as error:
             said = str(error).strip().partition("\n")[0]
             raise ValueError(
-                f"torch.export cannot capture the {type(model).__name__}: {said}; export a network"
-                " whose forward does not depend on the values it computes"
+                f"torch.export cannot capture the {type(model).__name__}: {said}; {advice}"
             ) from error
         self.graph: GraphModule = module
         _tidied(self.graph)
@@ -66,6 +61,8 @@ class Captured:
 def _in_floats(model: nn.Module) -> nn.Module:
     new = copy.deepcopy(model)
     for name, module in [*new.named_modules(remove_duplicate=False)]:
+        if isinstance(module, Stored) and not name:
+            return floated(module)
         if isinstance(module, Stored):
             new.set_submodule(name, floated(module))
     return new
@@ -115,6 +112,16 @@ def _tidied(module: GraphModule) -> None:
     for node in reversed([*module.graph.nodes]):
         if node.op in ("call_function", "get_attr") and not node.users:
             module.graph.erase_node(node)
+
+
+def one_shape(batches: Sequence[Any], what: str) -> None:
+    """Refuse batches that differ in more than the number of samples."""
+    shapes = {tuple(x.shape[1:] for x in inputs(batch)) for batch in batches}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"batches have the shapes {sorted(shapes)}; {what} for one, so give batches that differ"
+            " in the number of samples alone"
+        )
 
 
 def inputs(batch: Any) -> list[Tensor]:

@@ -1,0 +1,82 @@
+"""Deviations by channel, moved by the scales that weights are stored with: nothing more is stored.
+
+For plain integers with one scale for each output, in a weight that no two modules share.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from mpsearch.quant.codes import Codes, sixteen
+from mpsearch.quant.lattice import is_integer
+from mpsearch.quant.reads import Read
+from mpsearch.quant.recipe import Recipe
+from mpsearch.tracing import output_first
+
+_DEAD = 1e-6  # of the largest channel's root mean square: below it a channel is constant
+_MOST = 4.0
+
+
+def put(codes: Codes, module: nn.Module) -> None:
+    """Let a module's weight be what codes stand for, in new ``data``: the old stays as it was."""
+    weight = module.get_parameter("weight")
+    values = codes.dequantize().to(weight.dtype)
+    weight.data = output_first(values, module).contiguous()  # its own inverse
+
+
+def by_output(codes: Mapping[str, Codes], layers: Mapping[str, nn.Module]) -> dict[str, Codes]:
+    """Those of the layers' codes whose scales can be moved one output at a time."""
+    owners = Counter(id(module.get_parameter("weight")) for module in layers.values())
+    return {
+        name: stored
+        for name, stored in codes.items()
+        if is_integer(stored.format)
+        and len(stored.steps) == len(stored.codes)
+        and owners[id(layers[name].get_parameter("weight"))] == 1
+    }
+
+
+def ratio(wanted: Tensor, got: Tensor, mean: Tensor) -> Tensor:
+    """(channels,) what an output is to be multiplied by, between 1/4 and 4.
+
+    From deviations, and the means that go with those wanted; 1 where either is constant.
+    """
+    least = _DEAD * torch.hypot(mean, wanted).max()
+    alive = (wanted > least) & (got > least)
+    return torch.where(alive, wanted / got, 1.0).clamp(1 / _MOST, _MOST)
+
+
+def spread(
+    codes: Codes, module: nn.Module, read: Read, output: Tensor, gain: Tensor
+) -> tuple[Codes, Tensor]:
+    """Scales times a gain, as they are stored, put in a module; the codes, and its output then."""
+    if codes.scale is None:
+        raise ValueError(f"integers have scales, got none in {str(codes.format)!r}")
+    scale = sixteen(codes.scale.double() * gain, codes.scale.dtype).to(codes.scale.dtype)
+    new, axis = replace(codes, scale=scale), output.dim() + read.channels
+    put(new, module)
+    real = along((scale.double() / codes.scale.double()).to(output.dtype), output, axis)
+    bias = read.given.get("bias")
+    if bias is None:
+        return new, output * real
+    rest = along(bias, output, axis)
+    return new, (output - rest) * real + rest
+
+
+def along(each: Tensor, x: Tensor, axis: int) -> Tensor:
+    """One number for each channel, to be broadcast with a tensor."""
+    width = [1] * x.dim()
+    width[axis] = -1
+    return each.view(width)
+
+
+def refuse(recipe: Recipe, why: str) -> None:
+    """Refuse a recipe that moves scales; ``why`` says what there is in place of one."""
+    if "spread" in recipe.corrections:
+        raise ValueError(
+            f"recipe: correction 'spread' moves the one scale that each output is stored with, and"
+            f" {why}; leave it out here"
+        )
