@@ -69,7 +69,8 @@ def encode(
         others, stored = outliers.split(weight, this, salience)
         return outliers.joined(encode(others, this.plain, ranges), this, stored)
     if this.rank:
-        return low_rank.encode(weight, this, lambda rest: encode(rest, this.plain, ranges))
+        tried: list[Ranges] = ["minmax"] if ranges == "minmax" else [ranges, "minmax"]
+        return low_rank.encode(weight, this, tried, lambda w, r: encode(w, this.plain, r))
     if this.kind in _MIXED:
         codes: Codes = _MIXED[this.kind].encode(weight, this, salience)
     elif this.kind in _RULED or _is_sign(this):

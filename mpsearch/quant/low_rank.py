@@ -1,10 +1,11 @@
 """A branch of low rank in 16 bits beside the codes of what it leaves (SVDQuant).
 
 ``W = L R + Q``: the branch is fitted to what the codes miss, and the codes to what the branch
-leaves, in turns; the best turn is kept, no branch at all being one of them.
+leaves, in turns; the best turn is kept, no branch at all being one of them. Where ranges are those
+of the least error, turns are taken with whole ranges too: what clips less leaves the branch more.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -12,13 +13,26 @@ from torch import Tensor
 
 from mpsearch.formats import Format
 from mpsearch.quant.codes import Codes, matrix
+from mpsearch.quant.recipe import Ranges
 
 _TURNS = 6
 _MORE, _POWERS = 16, 8  # directions and products beyond those asked for
 
 
-def encode(weight: Tensor, form: Format, inner: Callable[[Tensor], Codes]) -> Codes:
-    """The codes and the branch of the least squared error."""
+def encode(
+    weight: Tensor,
+    form: Format,
+    tried: Sequence[Ranges],
+    inner: Callable[[Tensor, Ranges], Codes],
+) -> Codes:
+    """The codes and the branch of the least squared error, with the best of the ranges tried."""
+    found = [_turned(weight, form, ranges, inner) for ranges in tried]
+    return min(found, key=lambda each: each[0])[1]
+
+
+def _turned(
+    weight: Tensor, form: Format, ranges: Ranges, inner: Callable[[Tensor, Ranges], Codes]
+) -> tuple[float, Codes]:
     values, shape = matrix(weight)
     wide, limit = values.double(), torch.finfo(torch.float32).max
     rank = min(form.rank, *values.shape)
@@ -27,13 +41,14 @@ def encode(weight: Tensor, form: Format, inner: Callable[[Tensor], Codes]) -> Co
     for turn in range(_TURNS):
         left, right = _sixteen(left), _sixteen(right)
         branch = left.double() @ right.double()
-        codes = inner((wide - branch).clamp(-limit, limit).float().reshape(shape))
+        codes = inner((wide - branch).clamp(-limit, limit).float().reshape(shape), ranges)
         found = codes.dequantize().reshape(values.shape).double()
         more = {**codes.more, "left": left, "right": right}
         error = float((found + branch - wide).square().sum())
         turns.append((error, turn, replace(codes, format=form, more=more)))
         left, right = factors(wide if turn == 0 else wide - found, rank)
-    return min(turns, key=lambda turn: turn[:2])[2]
+    error, _, best = min(turns, key=lambda turn: turn[:2])
+    return error, best
 
 
 def added(values: Tensor, codes: Codes) -> Tensor:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -75,6 +75,15 @@ def test_scaling_by_powers_of_two_commutes(w: Tensor, name: str, ranges: Ranges,
 
 
 @given(WEIGHTS, ANY)
+@example(
+    torch.tensor(
+        [
+            [0, 1, 1.5, 0, 1.5, 2, 1, 0, 1],
+            [0, 2.625, 0.75, 2, 0.125, 0, 1, 2, 0],
+        ]
+    ),
+    "int4r1",
+)
 def test_clipping_never_loses_to_the_whole_range(w: Tensor, name: str) -> None:
     form = Format.parse(name)
     clipped, whole = (error(round_trip(w, form, r), w) for r in ("mse", "minmax"))
