@@ -206,6 +206,14 @@ def test_settings_without_a_meaning_are_errors(settings: dict[str, Any], message
         Interactions(**settings)
 
 
+def test_only_pairs_that_add_to_the_loss_are_kept_where_asked() -> None:
+    model, x = _small()
+    _, every = _both(Interactions(), Task(model, [x]))
+    _, kept = _both(Interactions(positive=True), Task(model, [x]))
+    assert min(pair.loss for pair in every) < 0
+    assert kept == tuple(pair for pair in every if pair.loss > 0)
+
+
 def test_one_sample_has_no_significance() -> None:
     model, x = _small()
     with pytest.raises(ValueError, match="the loss is one number, which has no standard error to"):
