@@ -16,7 +16,7 @@ from torch.fx import Node
 
 from mpsearch.formats import Format
 from mpsearch.kernels.capture import Captured, Observed, called, inputs
-from mpsearch.kernels.onnx_graph import Array, unsigned
+from mpsearch.kernels.onnx_graph import Array
 from mpsearch.kernels.onnx_moves import CLAMPS, MOVES, POOLS
 from mpsearch.quant.activations import Grid
 from mpsearch.quant.recipe import Recipe
@@ -121,4 +121,5 @@ class Plan:
     def read_by(self, layer: Node) -> Grid:
         """What an integer layer rounds its input to, with codes of 0 to 255."""
         module: Any = self._captured.layers[layer][1]
-        return unsigned(module.grid)
+        grid: Grid = module.grid
+        return grid.unsigned

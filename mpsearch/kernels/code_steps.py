@@ -40,19 +40,12 @@ class Output:
     def ends(self) -> tuple[int, int]:
         """The least and the largest code: rounding keeps the order, so the clamp may follow it."""
         grid = self.grid or _BYTES
-
-        def code(end: float, other: int) -> int:
-            if math.isinf(end):
-                return other
-            exact = round(float(torch.tensor(end) / torch.tensor(grid.scale))) + grid.zero
-            return min(max(exact, grid.low), grid.high)
-
-        return code(self.least, grid.low), code(self.most, grid.high)
+        return grid.code_of(self.least), grid.code_of(self.most)
 
     @cached_property
     def inverse(self) -> float:
-        """Steps of the grid in 1, in float32: what kernels multiply by."""
-        return float(torch.tensor(1.0) / torch.tensor((self.grid or _BYTES).scale))
+        """That of the grid, computed once."""
+        return (self.grid or _BYTES).inverse
 
     @cached_property
     def words(self) -> Words:

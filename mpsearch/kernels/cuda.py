@@ -21,8 +21,9 @@ import torch
 from torch import nn
 
 from mpsearch.formats import Option
-from mpsearch.kernels import cuda_decode, cuda_floats, cuda_integers, cuda_tinygemm, triton_layout
+from mpsearch.kernels import cuda_decode, cuda_floats, cuda_integers, cuda_tinygemm
 from mpsearch.kernels.plain import Floats, floated, is_linear
+from mpsearch.kernels.weight_codes import of_integers
 from mpsearch.network import Layer
 from mpsearch.quant.modules import Stored
 
@@ -84,7 +85,7 @@ class Cuda:
         if weight.base == inputs.base == _EIGHT:
             plain = weight.per != "group" and weight.plain == weight and inputs.per == "tensor"
             return "_scaled_mm" if plain else None
-        if not triton_layout.takes(weight) or inputs.base not in _HALVES:
+        if not of_integers(weight) or inputs.base not in _HALVES:
             return None
         four = self.int4 == "tinygemm" and cuda_tinygemm.takes(option, module)
         return "tinygemm" if four else "triton"

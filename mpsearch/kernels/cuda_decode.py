@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from mpsearch.kernels.cuda_inputs import flattened
 from mpsearch.kernels.triton_fields import instructions
-from mpsearch.kernels.triton_layout import ROWS, Layout, shifts, unsigned
+from mpsearch.kernels.triton_layout import ROWS, Layout, shifts
+from mpsearch.kernels.weight_codes import unsigned
 from mpsearch.quant.modules import Stored
 
 TOKENS, MOST = 16, 64  # of a program; of a launch

@@ -44,10 +44,9 @@ class Linear(nn.Module):
                 f"layer {name!r} reads {self.columns} inputs, of which int32 holds the sums of"
                 f" {MOST} at most; give it 16-bit inputs"
             )
-        up = 128 if grid.low >= 0 else 0  # codes are signed here
-        self.name, self.zero = name, grid.zero - up
-        self.low, self.high = grid.low - up, grid.high - up
-        self.inverse = float(torch.tensor(1.0) / torch.tensor(grid.scale))
+        signed = grid.signed
+        self.name, self.zero, self.inverse = name, signed.zero, signed.inverse
+        self.low, self.high = signed.low, signed.high
         whole = pad(codes.codes, (0, -self.columns % _SIDE, 0, -self.rows % _SIDE))
         self.register_buffer("codes", whole.contiguous())
         sums = codes.codes.sum(1, dtype=torch.int64) * self.zero

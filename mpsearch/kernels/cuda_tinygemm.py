@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mpsearch.formats import Option
 from mpsearch.kernels.cuda_inputs import flattened
-from mpsearch.kernels.triton_layout import unsigned
+from mpsearch.kernels.weight_codes import unsigned
 from mpsearch.quant.modules import Stored
 
 GROUPS = (32, 64, 128, 256)

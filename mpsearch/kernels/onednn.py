@@ -76,8 +76,7 @@ class Integers(nn.Module):
         if codes.scale is None or grid is None:
             raise ValueError(f"a module at {str(module.option)!r} has no integers to multiply")
         rows = codes.shape[0]
-        up = 128 if grid.low < 0 else 0  # the operators read unsigned codes
-        self.grid = Grid(grid.scale, grid.zero + up, grid.low + up, grid.high + up)
+        self.grid = grid.unsigned  # as the operators read codes
         self.read = Output(self.grid)
         self.scale = codes.scale.float().expand(rows).contiguous()
         self.zeros = torch.zeros(rows, dtype=torch.int64)

@@ -58,12 +58,6 @@ class Value:
         )
 
 
-def unsigned(grid: Grid) -> Grid:
-    """The grid with codes of 0 to 255."""
-    up = 128 if grid.low < 0 else 0
-    return Grid(grid.scale, grid.zero + up, grid.low + up, grid.high + up)
-
-
 class Graph:
     """Nodes and constants, in the order they were written."""
 
@@ -146,7 +140,7 @@ class Graph:
             plain = Value(self.floats(value))
         if (plain, grid) not in self._codes:
             made = self.add("QuantizeLinear", [plain.name, *self._steps(grid)])
-            low, high = (_code(end, grid) for end in (plain.least, plain.most))
+            low, high = grid.code_of(plain.least), grid.code_of(plain.most)
             if low > 0:
                 made = self.add("Max", [made, self.constant(np.array(low, np.uint8))])
             if high < 255:
@@ -204,11 +198,3 @@ class Graph:
         )
         self._onnx.checker.check_model(made)
         return bytes(made.SerializeToString())
-
-
-def _code(end: float, grid: Grid) -> int:
-    """The code of the least or largest float there can be."""
-    if math.isinf(end):
-        return grid.low if end < 0 else grid.high
-    exact = float(np.rint(np.float32(end) / np.float32(grid.scale))) + grid.zero
-    return int(min(max(exact, grid.low), grid.high))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mpsearch.formats import Option
-from mpsearch.kernels.onnx_graph import Array, Graph, Value, unsigned
+from mpsearch.kernels.onnx_graph import Array, Graph, Value
 from mpsearch.quant.activations import Grid
 from mpsearch.quant.modules import Stored
 
@@ -159,7 +159,7 @@ def integer(
     graph: Graph, name: str, x: Value, weight: Weight, grid: Grid, moves: Moves | None
 ) -> Value:
     """A convolution, or without moves a linear layer, of codes; its result still floats."""
-    grid = unsigned(grid)
+    grid = grid.unsigned
     codes, scale, bias = weight.whole(grid)
     read = graph.codes(x, grid).name
     linear = moves is None

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mpsearch.formats import Format, Option
 from mpsearch.kernels import onnx_layers as layers
-from mpsearch.kernels.onnx_graph import Array, Graph, Value, needed, unsigned
+from mpsearch.kernels.onnx_graph import Array, Graph, Value, needed
 from mpsearch.kernels.plain import floated
 from mpsearch.network import Layer
 from mpsearch.quant.activations import Grid, Seen
@@ -137,7 +137,7 @@ def alone(module: nn.Module, axes: int, grid: Grid | None = None, accuracy: int 
         names = [None if each is None else graph.constant(each) for each in given]
         found = layers.plain(graph, name, "x", names, moves)
     if grid is not None:
-        found = graph.codes(found, unsigned(grid))
+        found = graph.codes(found, grid.unsigned)
     graph.named(graph.floats(found), "y")
     ends = [(end, torch.float32, [None] * axes) for end in ("x", "y")]
     return graph.model(ends[:1], ends[1:])

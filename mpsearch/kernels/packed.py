@@ -21,14 +21,13 @@ from torch import Tensor, nn
 from mpsearch.formats import Format, Option
 from mpsearch.kernels.native import PATHS, Inputs, Matrix, Outputs, Rule, library
 from mpsearch.kernels.plain import is_linear
+from mpsearch.kernels.weight_codes import is_sign, of_integers, unsigned
 from mpsearch.network import Layer
-from mpsearch.quant.activations import Grid
 from mpsearch.quant.codes import Codes
 from mpsearch.quant.modules import Stored
 
 _ROWS, _COLUMNS, _VECTOR = 32, 32, 128  # of layout.h
 _MOST = 1 << 16  # columns a group: 255 * 128 times that is an int32
-_BASES = (*(f"int{bits}" for bits in range(1, 9)), "ternary", "ternarym", "binary")
 _TOKEN = Rule(0.0, 0, -127, 127)
 
 
@@ -50,7 +49,7 @@ class Packed:
         There is none for other operators and for weights that are no integers. ``RuntimeError``
         where the C was not built, ``ValueError`` where the module holds no codes.
         """
-        if not (_weight(option.weight) and _input(option.activation) and is_linear(module)):
+        if not (of_integers(option.weight) and _input(option.activation) and is_linear(module)):
             return None
         if not isinstance(module, Stored) or module.scale is None:
             raise ValueError(
@@ -67,10 +66,6 @@ def path_number(name: str) -> int:
         has = ", ".join(PATHS[: best + 1])
         raise ValueError(f"this CPU has the paths {has}, got {name!r}; name one of them, or none")
     return PATHS.index(name) if name else best
-
-
-def _weight(form: Format) -> bool:
-    return form.base in _BASES and form.plain == form
 
 
 def _input(form: Format) -> bool:
@@ -101,21 +96,15 @@ class Weight(nn.Module):
         self.group = min(group, max(self.columns, 1), _MOST)
         self.groups = -(-self.columns // self.group)
         self.bits, self.twice, self.zero = form.bits, 0, 1 << (form.bits - 1)
-        unsigned = self._unsigned(codes)
+        if is_sign(codes):
+            self.twice, self.zero = 1, 1
+        whole = unsigned(codes).contiguous()
         self.register_buffer("scales", self._blocks(_of(codes.scale)))
         none = torch.empty(0, dtype=torch.uint8)
         self.register_buffer("zeros", none if codes.zero is None else self._blocks(codes.zero))
         shape = (len(self.scales), self.groups, -(-self.group // _COLUMNS) * _VECTOR * self.bits)
         self.register_buffer("codes", torch.from_numpy(np.zeros(shape, np.uint8)))  # in large pages
-        library().packed_weights(self.matrix(), unsigned.data_ptr(), self.codes.data_ptr())
-
-    def _unsigned(self, codes: Codes) -> Tensor:
-        """Codes from 0 on: signed ones are moved up."""
-        if codes.codes.dtype == torch.uint8:
-            if codes.zero is None:  # one bit is a sign
-                self.twice, self.zero = 1, 1
-            return codes.codes.contiguous()
-        return (codes.codes.to(torch.int16) + self.zero).to(torch.uint8)
+        library().packed_weights(self.matrix(), whole.data_ptr(), self.codes.data_ptr())
 
     def _blocks(self, values: Tensor) -> Tensor:
         """(blocks, groups, 32) of what each scale is stored with; what fills up is zero."""
@@ -149,12 +138,13 @@ class Linear(nn.Module):
     def __init__(self, module: Stored, name: str, threads: int, path: int) -> None:
         super().__init__()
         codes, self.grid = module.stored(), module.grid
-        self.name, self.threads, self.path = name, threads, path
+        self.name, self.threads, self.path, self.rule = name, threads, path, _TOKEN
         self.weight = Weight(codes)
         given: Any = getattr(module, "bias", None)
         bias: Tensor | None = None if given is None else given.detach().float().clone()
         if self.grid is not None:
-            moved = _moved(self.grid)
+            moved = self.grid.signed
+            self.rule = Rule(moved.inverse, moved.zero, moved.low, moved.high)
             below = codes.dequantize().double().sum(1) * (moved.zero * moved.scale)
             bias = (-below if bias is None else bias - below).float()
         self.register_buffer("bias", bias)
@@ -203,14 +193,10 @@ class Linear(nn.Module):
         codes = torch.empty(tokens, of.groups, wide, dtype=torch.int8)
         sums = torch.empty(tokens, of.groups, dtype=torch.int32)
         scales = torch.empty(tokens, dtype=torch.float64)
-        rule = _TOKEN
         if self.grid is not None:
-            moved = _moved(self.grid)
-            inverse = float(torch.tensor(1.0) / torch.tensor(moved.scale))
-            rule = Rule(inverse, moved.zero, moved.low, moved.high)
-            scales.fill_(moved.scale)
+            scales.fill_(self.grid.scale)
         bad = library().packed_codes(
-            *(byref(matrix), byref(rule), flat.data_ptr(), tokens),
+            *(byref(matrix), byref(self.rule), flat.data_ptr(), tokens),
             *(codes.data_ptr(), sums.data_ptr(), scales.data_ptr(), self.path),
         )
         if bad >= 0:
@@ -220,12 +206,6 @@ class Linear(nn.Module):
                 " has no 8-bit codes; find what wrote it, or run this layer in floats"
             )
         return codes, sums, scales
-
-
-def _moved(grid: Grid) -> Grid:
-    """The grid with codes that fit in a signed byte."""
-    by = 128 if grid.low >= 0 else 0
-    return Grid(grid.scale, grid.zero - by, grid.low - by, grid.high - by)
 
 
 def spread(run: Callable[[int, int], None], count: int, threads: int) -> None:

@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mpsearch.formats import Format
+from mpsearch.kernels.weight_codes import is_sign
 from mpsearch.quant.codes import Codes
 from mpsearch.quant.packing import pack
 
 ROWS = 128  # of a tile
 PLANES = {1: (1,), 2: (2,), 3: (1, 2), 4: (4,), 5: (1, 4), 6: (2, 4), 7: (1, 2, 4), 8: (4, 4)}
-BASES = (*(f"int{bits}" for bits in range(1, 9)), "ternary", "ternarym", "binary")
 _WIDTHS = {1: 16, 2: 16, 4: 32}  # by the least plane: a block has 256 or 128 inputs
 _WORD = 16
 
@@ -65,8 +64,7 @@ class Layout:
         """That of a weight of integers."""
         form, (rows, columns) = codes.format, codes.codes.shape
         group = form.group if form.per == "group" and form.group else columns
-        sign = codes.codes.dtype == torch.uint8 and codes.zero is None
-        return cls(rows, columns, form.bits, min(group, columns), sign)
+        return cls(rows, columns, form.bits, min(group, columns), is_sign(codes))
 
     @property
     def planes(self) -> tuple[Plane, ...]:
@@ -145,18 +143,6 @@ class Layout:
         full = values.new_zeros(-(-self.rows // ROWS) * ROWS, self.scales)
         full[: self.rows, : self.groups] = each.expand(self.rows, self.groups)
         return full.reshape(-1, ROWS, self.scales).transpose(1, 2).contiguous()
-
-
-def takes(form: Format) -> bool:
-    """Whether a weight's format is of integers alone."""
-    return form.base in BASES and form.plain == form
-
-
-def unsigned(codes: Codes) -> Tensor:
-    """(out, in) codes from 0 up: signed ones are moved up by half their range."""
-    if codes.codes.dtype == torch.uint8:
-        return codes.codes
-    return (codes.codes.to(torch.int16) + (1 << (codes.format.bits - 1))).to(torch.uint8)
 
 
 def shifts(codes: Codes) -> Tensor | None:

@@ -5,6 +5,7 @@ grid of any format follows without another run. Zero is always on the grid: what
 its zero point at the end of the codes.
 """
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -33,6 +34,31 @@ class Grid:
     high: int
     other: inputs.Rounding | None = None
 
+    @property
+    def inverse(self) -> float:
+        """Steps in 1, in float32: what kernels multiply by."""
+        return float(torch.tensor(1.0) / torch.tensor(self.scale))
+
+    @property
+    def unsigned(self) -> "Grid":
+        """The same values with codes that fit in an unsigned byte."""
+        return self._moved(128 if self.low < 0 else 0)
+
+    @property
+    def signed(self) -> "Grid":
+        """The same values with codes that fit in a signed byte."""
+        return self._moved(-128 if self.low >= 0 else 0)
+
+    def _moved(self, up: int) -> "Grid":
+        return Grid(self.scale, self.zero + up, self.low + up, self.high + up)
+
+    def code_of(self, end: float) -> int:
+        """The code of the least or largest float there can be, which may be infinite."""
+        if math.isinf(end):
+            return self.low if end < 0 else self.high
+        exact = round(float(torch.tensor(end) / torch.tensor(self.scale))) + self.zero
+        return min(max(exact, self.low), self.high)
+
 
 def fake_quantize(x: Tensor, grid: Grid) -> Tensor:
     """The nearest values on the grid; the gradient passes straight through what is not clipped."""
@@ -48,8 +74,9 @@ def codes(x: Tensor, grid: Grid) -> Tensor:
     """The integers an input becomes, as int16; ``ValueError`` where the grid is of none."""
     if grid.other is not None:
         raise ValueError("inputs in this format become no integers; give int2 to int8")
-    inverse = torch.tensor(1.0) / torch.tensor(grid.scale)  # a kernel multiplies
-    return ((x.float() * inverse).round() + grid.zero).clamp(grid.low, grid.high).to(torch.int16)
+    return (
+        ((x.float() * grid.inverse).round() + grid.zero).clamp(grid.low, grid.high).to(torch.int16)
+    )
 
 
 def supported(form: Format) -> Format:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mpsearch as mp
-from mpsearch.kernels import triton_layout
+from mpsearch.kernels import triton_layout, weight_codes
 from mpsearch.kernels.triton_layout import ROWS, Layout
 from mpsearch.quant.encoding import encode
 from tests.references import triton_words
@@ -80,7 +80,7 @@ def test_codes_zero_points_and_scales_are_those_of_the_format(name: str) -> None
     shifts = triton_layout.shifts(codes)
     size = 2.0 if of.sign else 1.0
     middle = 0.5 if of.sign else float(1 << (of.bits - 1))
-    value = (triton_layout.unsigned(codes).double() - middle) * size
+    value = (weight_codes.unsigned(codes).double() - middle) * size
     steps, zeros = (
         torch.zeros_like(value)
         if each is None
@@ -92,9 +92,9 @@ def test_codes_zero_points_and_scales_are_those_of_the_format(name: str) -> None
 
 @pytest.mark.parametrize("name", ["int4", "binaryg64", "ternary", "int8g7a"])
 def test_integers_alone_are_taken(name: str) -> None:
-    assert triton_layout.takes(mp.Format.parse(name).as_weight())
+    assert weight_codes.of_integers(mp.Format.parse(name).as_weight())
 
 
 @pytest.mark.parametrize("name", ["nf4", "binary2", "int4o1", "int4r2", "fp8_e4m3", "pot4", "fp16"])
 def test_others_are_not(name: str) -> None:
-    assert not triton_layout.takes(mp.Format.parse(name).as_weight())
+    assert not weight_codes.of_integers(mp.Format.parse(name).as_weight())
