@@ -43,6 +43,9 @@ class TestFpga(HardwareSuite):
 
     def test_the_reference_is_no_less_than_the_fewest_bits(self) -> None:
         """Of a resource it is what the part has, which may be less."""
+        found = {cost.name: cost.reference for cost in self.costs()}
+        assert {name for name, most in found.items() if most is None} == {"cycles", "uram"}
+        assert all(most > 0 for most in found.values() if most is not None)
 
 
 # FINN's CNV: rows, columns, pixels, and the folding of its published w1a1 example.
