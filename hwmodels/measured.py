@@ -5,13 +5,16 @@ The median of CPU times in interleaved rounds, in the cache state of a network (
 really run, and the table says so per entry. Between layers everything is as in the float network,
 so that what a network takes beside its layers is ``beside``, whatever is chosen; ``mpsearch
 profile`` measures it. Times of one machine hold for no other.
+
+A language model that writes reads one token a step, and every weight for it: ``phase="decode"``
+prices that, and not what attention takes over the tokens before.
 """
 
 import importlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -24,6 +27,7 @@ from mpsearch.tables import Mask, Table
 _MEASURING = "mpsearch.kernels.measuring"  # needs torch, which no other hardware model does
 _FLOAT = Option.parse("fp32/fp32")
 NOISY = 0.3  # spread above which an entry is noted
+Phase = Literal["traced", "decode"]
 _NOISY = (
     f"spread above {NOISY:.0%} of the median: measured under load, so measure again on a quiet"
     " machine"
@@ -40,6 +44,8 @@ class Measured:
         rounds: Calls of each kernel; a multiple of 5 is run.
         beside: Seconds that the network takes beside its layers.
         sweep: Its cache keeps the times, so that a run that was stopped goes on.
+        phase: ``traced``: layers read as many tokens a sample as in the traced run; ``decode``:
+            one, as :class:`~mpsearch.hwmodels.roofline.Roofline` has it.
     """
 
     backend: str = "onednn"
@@ -47,12 +53,15 @@ class Measured:
     rounds: int = 30
     beside: float = 0.0
     sweep: Sweep = field(default_factory=Sweep, repr=False, compare=False)
+    phase: Phase = "traced"
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run, an unknown backend, and one that CPU time says nothing of."""
         for name, least in (("batch", 1), ("rounds", 2)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; wanted at least {least}")
+        if self.phase not in get_args(Phase):
+            raise ValueError(f"no phase is named {self.phase!r}; there are traced and decode")
         if not 0 <= self.beside < math.inf:
             raise ValueError(f"beside is {self.beside}; wanted seconds from 0 up")
         if self.backend.partition(":")[0] == "cuda":
@@ -74,6 +83,7 @@ class Measured:
             batch=self.batch,
             rounds=self.rounds,
             sweep=self.sweep,
+            decode=self.phase == "decode",
         )
         columns = [distinct.index(option) for option in asked]
         found = [[row[column] for column in columns] for row in every]

@@ -32,6 +32,10 @@ def tensor_of(output: Any) -> Tensor:
 
 def samples(batch: Any) -> int:
     """How many samples a batch has: the first axis of its first tensor."""
+    return len(_leading(batch))
+
+
+def _leading(batch: Any) -> Tensor:
     if isinstance(batch, Mapping):
         first = next((v for v in batch.values() if isinstance(v, Tensor)), None)
     else:
@@ -41,7 +45,7 @@ def samples(batch: Any) -> int:
             f"a batch is a tensor, a tuple (x, y) or a dict of tensors with samples along the first"
             f" axis; got {type(batch).__name__}"
         )
-    return len(first)
+    return first
 
 
 def checked(batches: Sequence[Any]) -> Sequence[Any]:
@@ -76,6 +80,21 @@ def parts(batch: Any, most: int) -> list[Any]:
     """The batch in parts of at most ``most`` samples."""
     starts = range(0, samples(batch), most)
     return [_map(batch, partial(_from, start, start + most)) for start in starts]
+
+
+def one_token(batch: Any) -> Any:
+    """The first token of each sample, of all tensors that have one for each of the ids.
+
+    Raises:
+        ValueError: The batch's first tensor is not (samples, tokens) of ids.
+    """
+    ids = _leading(batch)
+    if ids.dim() != 2 or ids.is_floating_point():
+        raise ValueError(
+            "phase 'decode' runs one token of each sample, from token ids (samples, tokens); got"
+            f" {tuple(ids.shape)} of {ids.dtype}: use phase 'traced'"
+        )
+    return _map(batch, lambda x: x[:, :1] if x.dim() > 1 and x.shape[1] == ids.shape[1] else x)
 
 
 def _first(count: int, tensor: Tensor) -> Tensor:

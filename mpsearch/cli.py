@@ -181,6 +181,7 @@ def _search(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--device", help="a device, whose model prices it; see: list devices")
     verb.add_argument("--batch", type=int, default=1, help="samples the measured model times")
     verb.add_argument("--rounds", type=int, default=30, help="calls of each kernel it times")
+    _phase(verb)
     verb.add_argument("--solver", default="auto")
     verb.add_argument("--points", type=int, default=60, help="most points of the frontier")
     verb.add_argument("--measure", type=int, default=3, help="points of the frontier run for real")
@@ -217,8 +218,18 @@ def _profile(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--backend", default="onednn", help="whose kernels run; see: list backends")
     verb.add_argument("--batch", type=int, default=1, help="samples run together")
     verb.add_argument("--rounds", type=int, default=30, help="calls of each kernel")
+    _phase(verb)
     verb.add_argument("--cache", metavar="DIR", help="keep results there, and go on from them")
     _output(verb, "the table (.json or .npz)")
+
+
+def _phase(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--phase",
+        choices=("traced", "decode"),
+        default="traced",
+        help="decode times one token of each sample, as a language model writes (traced: all)",
+    )
 
 
 def _solve(verb: argparse.ArgumentParser) -> None:

@@ -1,6 +1,7 @@
 """Searches on measured latency, from the command line to networks on kernels."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import nn
 
 import mpsearch as mp
 from mpsearch.cli import main
-from mpsearch.commands.timed import Machine, compared, first
+from mpsearch.commands.timed import Machine, compared, timed_batch
 from mpsearch.report.data import Run
 from mpsearch.verification import Verifier
 
@@ -117,5 +118,41 @@ def test_the_largest_errors_of_predictions_are_told() -> None:
 
 
 def test_a_batch_of_more_than_there_is_is_refused() -> None:
+    task = mp.Task(nn.Linear(3, 3), [torch.zeros(2, 3)])
     with pytest.raises(ValueError, match="batches hold 2 samples of one shape, and --batch asks"):
-        first([torch.zeros(2, 3)], 3)
+        timed_batch(task, 3, "traced")
+
+
+def test_one_token_of_each_sample_is_timed_to_decode() -> None:
+    ids, hints = torch.arange(12).reshape(3, 4), torch.randn(3, 4, 5)
+    batch = {"ids": ids, "mask": torch.ones(3, 4), "hints": hints, "kind": torch.zeros(3)}
+    task = mp.Task(nn.Identity(), [batch])
+    cut = timed_batch(task, 2, "decode")
+    assert {key: tuple(value.shape) for key, value in cut.items()} == {
+        "ids": (2, 1),
+        "mask": (2, 1),
+        "hints": (2, 1, 5),
+        "kind": (2,),
+    }
+    assert cut["ids"].tolist() == [[0], [4]]
+    assert tuple(timed_batch(task, 2, "traced")["ids"].shape) == (2, 4)
+
+
+@pytest.mark.parametrize("x", [torch.zeros(2, 3), torch.zeros(2, dtype=torch.long)])
+def test_only_token_ids_decode(x: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="decode' runs one token of each sample, from token ids"):
+        timed_batch(mp.Task(nn.Identity(), [x]), 1, "decode")
+
+
+def test_a_search_that_decodes_prices_and_runs_one_token(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    line = ["search", "demo:language", "--options", "fp32/fp32,w8a8", "--method", "weight-error"]
+    settings = ["--model", "measured:torch-cpu", "--phase", "decode", "--rounds", "5"]
+    assert main([*line, *settings, "--budget", "latency=100%", "--measure", "1"]) == 0
+    one = capsys.readouterr().out
+    assert "% off the measured one, over" in one
+    seconds = re.search(r"latency: (\S+ \S+) of", one)
+    assert seconds is not None
+    number, unit = seconds[1].split()
+    assert float(number) * {"s": 1, "ms": 1e-3, "us": 1e-6}[unit] < 0.1

@@ -85,7 +85,7 @@ def _priced(
     if len(measured) > 1:
         raise ValueError(f"one backend is measured at a time, got {', '.join(measured)}; name one")
     network = _network(task, arguments)
-    machine = Machine.of(measured[0], task, arguments.batch, arguments.rounds)
+    machine = Machine.of(measured[0], task, arguments.batch, arguments.rounds, arguments.phase)
     made = machine.model(task, network, sweep)
     priced = tuple(made if model == measured[0] else model for model in models)
     return machine, priced if "size" in models else (*priced, "size")

@@ -4,8 +4,8 @@ from argparse import Namespace
 from dataclasses import replace
 
 from mpsearch import pipeline, registry
-from mpsearch.batches import checked, joined, samples
 from mpsearch.commands.said import Said, pairs, plain, progress, split_options, table_text, writable
+from mpsearch.commands.timed import timed_batch
 from mpsearch.documents import TABLE, cost_document, save_table
 from mpsearch.kernels.placing import beside
 from mpsearch.loading import load_task
@@ -21,15 +21,10 @@ def profile(arguments: Namespace) -> Said:
     if arguments.cache:
         sweep = replace(sweep, cache=Folder(arguments.cache))
     model = registry.load("hwmodels", "measured")(
-        arguments.backend, arguments.batch, arguments.rounds, sweep=sweep
+        arguments.backend, arguments.batch, arguments.rounds, sweep=sweep, phase=arguments.phase
     )
     task = load_task(arguments.task, text=arguments.text)
-    batch = joined(checked(task.batches), arguments.batch)
-    if samples(batch) < arguments.batch:
-        raise ValueError(
-            f"the task's batches hold {samples(batch)} samples of one shape, and --batch asks for"
-            f" {arguments.batch}; ask for fewer"
-        )
+    batch = timed_batch(task, arguments.batch, arguments.phase)
     network = trace(
         task.model, batch, pin=pairs(arguments.pin, "REGEX=OPTION"), skip=arguments.skip
     )

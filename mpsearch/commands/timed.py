@@ -8,7 +8,7 @@ from torch import nn
 
 from mpsearch import registry
 from mpsearch.allocation import Allocation
-from mpsearch.batches import checked, joined, samples
+from mpsearch.batches import checked, joined, one_token, samples
 from mpsearch.formats import Option
 from mpsearch.kernels.placing import beside, whole_time
 from mpsearch.kernels.running import quantize, ran
@@ -30,25 +30,27 @@ class Machine:
         backend: By name.
         batch: What is run together.
         rounds: How often.
+        phase: ``decode`` where the batch has one token a sample.
         kernels: What each module multiplied, by the options of all.
     """
 
     backend: str
     batch: Any
     rounds: int
+    phase: str = "traced"
     kernels: dict[frozenset[tuple[str, str]], dict[str, str]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, spec: str, task: Task, size: int, rounds: int) -> "Machine":
+    def of(cls, spec: str, task: Task, size: int, rounds: int, phase: str = "traced") -> "Machine":
         """What ``measured`` or ``measured:BACKEND`` asks for."""
         backend = spec.partition(":")[2] or registry.load("hwmodels", "measured").backend
-        return cls(backend, first(task.batches, size), rounds)
+        return cls(backend, timed_batch(task, size, phase), rounds, phase)
 
     def model(self, task: Task, network: Network, sweep: Sweep) -> HardwareModel:
         """The hardware model, what the network takes beside its layers measured too."""
         rest = beside(task.model, network, self.batch, self.rounds).seconds
         made: HardwareModel = registry.load("hwmodels", "measured")(
-            self.backend, samples(self.batch), self.rounds, rest, sweep
+            self.backend, samples(self.batch), self.rounds, rest, sweep, self.phase
         )
         return made
 
@@ -84,7 +86,8 @@ class Machine:
 
     def said(self) -> str:
         """How latencies were measured."""
-        count = samples(self.batch)
+        tokens = " of one token" if self.phase == "decode" else ""
+        count = f"{samples(self.batch)}{tokens}"
         return f"{self.backend}, batch {count}, 1 thread, CPU time, median of {self.rounds}"
 
 
@@ -104,14 +107,14 @@ def _key(options: Mapping[str, Option]) -> frozenset[tuple[str, str]]:
     return frozenset((module, str(option)) for module, option in options.items())
 
 
-def first(batches: Sequence[Any], size: int) -> Any:
-    """So many samples; ``ValueError`` where the task has fewer."""
+def timed_batch(task: Task, size: int, phase: str) -> Any:
+    """So many samples, one token of each to decode; ``ValueError`` where the task has fewer."""
     if size < 1:
         raise ValueError(f"--batch is {size}; wanted at least 1")
-    batch = joined(checked(batches), size)
+    batch = joined(checked(task.batches), size)
     if samples(batch) < size:
         raise ValueError(
             f"the task's batches hold {samples(batch)} samples of one shape, and --batch asks for"
             f" {size}; ask for fewer"
         )
-    return batch
+    return one_token(batch) if phase == "decode" else batch

@@ -6,7 +6,7 @@ Options that run as the same thing are one call: codes of 4 bits in containers o
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -50,17 +50,18 @@ def measured(
     batch: int,
     rounds: int,
     sweep: "Sweep",
+    decode: bool = False,
 ) -> list[list[Priced]]:
-    """What each layer takes at each option, one thread, CPU time.
+    """What each layer takes at each option, one thread, CPU time; for one token if they decode.
 
     Rounds are kept in the sweep's cache a few at a time, by machine, versions, module and what it
     runs as; an interrupted run goes on at the last of these. ``ValueError`` for a layer that cannot
     be built from what it says of itself.
     """
-    made = [parts(layer) for layer in layers]
+    made = [parts(layer, decode=decode) for layer in layers]
     floats = timing.footprint(sum(layer.params for layer in layers))
     with timing.pinned():
-        calls, runs = _calls(layers, options, backend, batch)
+        calls, runs = _calls(layers, made, options, backend, batch)
         study = json.dumps([timing.machine(), repr(backend), batch, floats])
         taken = _taken(calls, rounds, floats, replace(sweep, study=study))
     return [
@@ -70,20 +71,26 @@ def measured(
 
 
 def _calls(
-    layers: Sequence[Layer], options: Sequence[Option], backend: Backend, batch: int
+    layers: Sequence[Layer],
+    made: Sequence[Iterable[Part]],
+    options: Sequence[Option],
+    backend: Backend,
+    batch: int,
 ) -> tuple[dict[Key, Call], Runs]:
     """A call for each distinct module and what it runs as, those that run alike in a row."""
-    owner = {part: layer for layer in reversed(layers) for part in parts(layer)}
-    made: dict[Key, Call] = {}
+    owner: dict[Part, Layer] = {}
+    for layer, each in zip(layers, made, strict=True):
+        owner |= {part: layer for part in each if part not in owner}
+    calls: dict[Key, Call] = {}
     runs: Runs = {}
     for option in options:
         for part, layer in owner.items():
             x = part.inputs(batch)
             kernel = running(backend, layer, option, quantized(part.module(), option, x))
             runs[part, option] = runs_as(kernel, option)
-            if (part, runs[part, option]) not in made:
-                made[part, runs[part, option]] = Call.of(kernel, x)
-    return dict(sorted(made.items(), key=lambda item: item[0][1])), runs
+            if (part, runs[part, option]) not in calls:
+                calls[part, runs[part, option]] = Call.of(kernel, x)
+    return dict(sorted(calls.items(), key=lambda item: item[0][1])), runs
 
 
 def _taken(calls: dict[Key, Call], rounds: int, floats: int, sweep: "Sweep") -> dict[Key, Taken]:

@@ -20,9 +20,47 @@ from mpsearch.tracing.sites import is_conv1d_of_transformers
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether a module computes a linear layer, and no more."""
-    of: Any = type(module).__bases__[1] if isinstance(module, Stored) else type(module)
-    return of.forward is nn.Linear.forward or is_conv1d_of_transformers(module)
+    """Whether a module computes a linear layer, and no more: Hugging Face's ``Conv1D`` does."""
+    if not isinstance(module, Stored):
+        of: Any = type(module)
+        return of.forward is nn.Linear.forward or is_conv1d_of_transformers(module)
+    of = type(module).__bases__[1]
+    rows = getattr(module, "nf", None) if of.__name__ == "Conv1D" else None
+    return of.forward is nn.Linear.forward or rows == module.stored().shape[0]
+
+
+def checked(x: Tensor, axis: int, wanted: int, layer: str) -> None:
+    """Refuse an input that a layer on a CPU's kernel does not read.
+
+    Raises:
+        ValueError: Another size along the axis, counted from the last, or another device.
+    """
+    got = x.shape[axis] if x.dim() >= -axis else None
+    if got != wanted:
+        raise ValueError(
+            f"layer {layer!r} reads {wanted} values along axis {axis}, got an input of shape"
+            f" {tuple(x.shape)}"
+        )
+    if x.device.type != "cpu":
+        raise ValueError(
+            f"layer {layer!r} runs on a CPU's kernel, got an input on {x.device}; move it with"
+            " .cpu(), or quantize for another backend"
+        )
+
+
+def in_place_of(module: nn.Module, kernel: nn.Module) -> nn.Module:
+    """The kernel, with what models read of the module it stands for without calling it.
+
+    These are its numbers (``out_features``, ``stride``), and the shape and type of its weight; the
+    values of that tensor are nowhere, so that computing with it is an error.
+    """
+    if getattr(kernel, "weight", None) is None:
+        given: Any = module.weight
+        kernel.weight = torch.empty_like(given, device="meta", requires_grad=False)
+    for name, value in vars(module).items():
+        if isinstance(value, int | tuple) and not name.startswith("_"):
+            vars(kernel).setdefault(name, value)
+    return kernel
 
 
 @dataclass(frozen=True)
@@ -82,7 +120,7 @@ def running(backend: Backend, layer: Layer, option: Option, module: nn.Module) -
         found: nn.Module | None = each.kernel(layer, given, module)
         if found is not None:
             break
-    return cast("nn.Module", found)
+    return in_place_of(module, cast("nn.Module", found))
 
 
 def runs_as(kernel: nn.Module, option: Option) -> str:

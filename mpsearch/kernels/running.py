@@ -213,14 +213,16 @@ def ran(model: nn.Module) -> dict[str, str]:
 
 
 def in_turns(models: Sequence[nn.Module], batch: Any, rounds: int) -> list[Taken]:
-    """What each network takes for a batch: all in every round, so that load meets all alike."""
+    """What each network takes for a batch: all in every round, so that load meets all alike.
+
+    Each runs right after itself, as it does on one input after another.
+    """
     seconds: list[list[float]] = [[] for _ in models]
     with timing.pinned():
-        for number in range(rounds + 1):
+        for _ in range(rounds):
             for model, taken in zip(models, seconds, strict=True):
-                found = timing.once(partial(call, model, batch))
-                if number:  # the first is not counted
-                    taken.append(found)
+                call(model, batch)
+                taken.append(timing.once(partial(call, model, batch)))
     return [Taken.of(each) for each in seconds]
 
 

@@ -91,26 +91,31 @@ def quantized(module: nn.Module, option: Option, x: Tensor) -> nn.Module:
     return module
 
 
-def parts(layer: Layer) -> Counter[Part]:
+def parts(layer: Layer, *, decode: bool = False) -> Counter[Part]:
     """What a layer is made of, and how often each runs for one sample.
 
-    Convolutions tied to a traced one read the images it reads; those of a layer that was not traced
-    read square ones.
+    Where they ``decode``, linear layers and embeddings read one token. Convolutions tied to a
+    traced one read the images it reads; those of a layer that was not traced read square ones.
 
     Raises:
-        ValueError: No shapes, a kind that cannot be built from them, or a convolution that no
-            stride explains.
+        ValueError: No shapes, a kind that cannot be built from them, a convolution that no stride
+            explains, or one that would decode.
     """
     if not layer.shapes:
         raise ValueError(f"layer {layer.name!r} has no weight shape to build; trace the model")
     axes = {len(shape) for shape in layer.shapes}
     if layer.kind == "linear" and axes == {2}:
-        rows = max(1, round(layer.macs / sum(map(math.prod, layer.shapes))))
+        rows = 1 if decode else max(1, round(layer.macs / sum(map(math.prod, layer.shapes))))
         return Counter(Part("linear", shape, rows) for shape in layer.shapes)
     if layer.kind == "embedding" and axes == {2}:
-        rows = max(1, layer.outputs // layer.shapes[0][1])
+        rows = 1 if decode else max(1, layer.outputs // layer.shapes[0][1])
         return Counter(Part("embedding", shape, rows) for shape in layer.shapes)
     if layer.kind.startswith("conv") and axes in ({3}, {4}, {5}):
+        if decode:
+            raise ValueError(
+                f"layer {layer.name!r} is a convolution, which does not read one token at a time;"
+                " time it with phase 'traced', or skip it"
+            )
         return _convolutions(layer)
     raise ValueError(
         f"layer {layer.name!r} is a {layer.kind!r} with weights {layer.shapes}, which cannot be"

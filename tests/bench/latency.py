@@ -2,7 +2,8 @@
 
 Run as ``python -m tests.bench.latency [batch ...]``: backend ``torch-cpu``, one thread, CPU time.
 Ten allocations of a network, each with its own shares of the options, are timed in turns, so that
-what else the machine does meets all alike. ResNet-20 needs ``../shared`` (or ``MPSEARCH_SHARED``).
+what else the machine does meets all alike; layers and networks are timed after each other three
+times over, and medians compared, as a shared machine is now faster and now slower. ResNet-20 needs ``../shared`` (or ``MPSEARCH_SHARED``).
 """
 
 import os
@@ -25,9 +26,10 @@ from mpsearch.batches import joined, samples
 from mpsearch.hwmodels.measured import Measured
 from mpsearch.kernels.placing import beside
 from mpsearch.kernels.running import in_turns, quantize
+from mpsearch.tables import Floats
 
 BACKEND, OPTIONS = "torch-cpu", mp.options("fp32/fp32", "bf16/bf16", "w8a8")
-COUNT, ROUNDS = 10, 30
+COUNT, ROUNDS, PASSES = 10, 30, 3
 
 
 def resnet20() -> mp.Task:
@@ -54,13 +56,10 @@ def choices(layers: int, seed: int = 0) -> list[list[int]]:
     return [rng.choice(len(OPTIONS), layers, p=share).tolist() for share in shares]
 
 
-def compare(task: mp.Task, batch: int) -> tuple[list[float], list[float]]:
-    """Seconds predicted and measured of each allocation."""
+def compare(task: mp.Task, batch: int) -> tuple[Floats, Floats]:
+    """Seconds predicted and measured of each allocation, medians over the passes."""
     x = joined(task.batches, batch)
     network = mp.trace(task.model, x)
-    rest = beside(task.model, network, x, ROUNDS).seconds
-    model = Measured(BACKEND, samples(x), ROUNDS, rest)
-    table = model.costs(network, OPTIONS)["latency"]
     made = choices(len(network.layers))
     models = []
     for choice in made:
@@ -70,8 +69,13 @@ def compare(task: mp.Task, batch: int) -> tuple[list[float], list[float]]:
             for module in layer.modules
         }
         models.append(quantize(task.model, options, task.batches, backend=BACKEND))
-    measured = [taken.seconds for taken in in_turns(models, x, ROUNDS)]
-    return [table.total(choice) for choice in made], measured
+    predicted, measured = [], []
+    for _ in range(PASSES):
+        rest = beside(task.model, network, x, ROUNDS).seconds
+        table = Measured(BACKEND, samples(x), ROUNDS, rest).costs(network, OPTIONS)["latency"]
+        predicted.append([table.total(choice) for choice in made])
+        measured.append([taken.seconds for taken in in_turns(models, x, ROUNDS)])
+    return np.median(predicted, axis=0), np.median(measured, axis=0)
 
 
 def main(batches: list[int]) -> None:
@@ -81,7 +85,7 @@ def main(batches: list[int]) -> None:
     for name, make in NETWORKS.items():
         task = make()
         for batch in batches:
-            predicted, measured = (np.array(each) for each in compare(task, batch))
+            predicted, measured = compare(task, batch)
             ranks: Any = spearmanr(predicted, measured)
             off = 100 * (predicted / measured - 1)
             ranges = [

@@ -120,6 +120,7 @@ def test_the_name_after_the_colon_is_the_backend() -> None:
         ({"batch": 0}, "batch is 0; wanted at least 1"),
         ({"rounds": 1}, "rounds is 1; wanted at least 2"),
         ({"backend": "cuda"}, "runs on a GPU, and times are of this CPU; price GPUs with"),
+        ({"phase": "prefill"}, "no phase is named 'prefill'; there are traced and decode"),
         ({"beside": -1.0}, r"beside is -1.0; wanted seconds from 0 up"),
         ({"beside": float("nan")}, r"beside is nan; wanted seconds from 0 up"),
     ],
@@ -142,10 +143,28 @@ def test_a_layer_that_cannot_be_built_is_refused_by_name() -> None:
         Measured().costs(odd, OPTIONS)
 
 
+def test_to_decode_is_to_read_one_token() -> None:
+    whole = mp.Network((mp.Layer("fc", 1 << 18, 1 << 26, "linear", shapes=((512, 512),)),))
+    one = replace(whole, layers=(replace(whole.layers[0], macs=1 << 18),))
+    options = mp.options("fp32/fp32")
+    every, decoded, alone = (
+        Measured(rounds=10, phase=phase).costs(net, options)["latency"].values.item()
+        for net, phase in ((whole, "traced"), (whole, "decode"), (one, "traced"))
+    )
+    assert 3 * decoded < every  # of 256 tokens
+    assert decoded / 3 < alone < 3 * decoded
+
+
+def test_a_convolution_does_not_decode() -> None:
+    with pytest.raises(ValueError, match="layer 'stem' is a convolution, which does not read one"):
+        Measured(rounds=5, phase="decode").costs(network(), mp.options("fp32/fp32"))
+
+
 def arguments(**given: Any) -> Namespace:
     settled: dict[str, Any] = {
         "task": "demo:digits", "text": None, "options": "w4a8,w8a8,fp32/fp32", "pin": [],
         "skip": [], "backend": "onednn", "batch": 2, "rounds": 5, "cache": None, "output": None,
+        "phase": "traced",
     }  # fmt: skip
     return Namespace(**settled | given)
 
