@@ -75,9 +75,7 @@ class Format:
         mixed = match["outliers"] or match["rank"]
         if (scaled and not known.suffixed and not grouped) or (mixed and not known.mixable):
             raise ValueError(f"{base!r} takes no suffix, got {name!r}; write {base!r}")
-        group = int(match["group"]) if match["group"] else known.group
-        if match["tensor"]:
-            group = None
+        group = None if match["tensor"] else int(match["group"] or known.group or 0) or None
         per: Granularity | None = "group" if group else "tensor" if match["tensor"] else None
         sign = {"a": False, "s": True}.get(match["sign"] or "")
         outliers = Fraction(match["outliers"] or 0)
@@ -139,12 +137,9 @@ class Format:
         if not this.quantized or this.kind == "fixed":
             return 0
         rows = shape[0] if shape else 1
-        if this.per == "tensor":
-            return 1
-        if this.per == "channel":
-            return rows
-        columns = math.prod(shape[1:])
-        return rows * -(-columns // (this.group or 1))
+        if this.per != "group":
+            return 1 if this.per == "tensor" else rows
+        return rows * -(-math.prod(shape[1:]) // (this.group or 1))
 
     def streams(self, shape: Sequence[int]) -> dict[str, tuple[int, int]]:
         """How many numbers, of how many bits, a weight is stored as, stream by stream.
@@ -186,6 +181,8 @@ class Format:
 
     def bits_per_weight(self, shape: Sequence[int]) -> Fraction:
         """Mean stored bits of one weight, its share of scales and zero points included."""
+        if not math.prod(shape):
+            raise ValueError(f"a weight of shape {tuple(shape)} holds no values; leave it out")
         return Fraction(self.bytes(shape) * 8, math.prod(shape))
 
     @property
@@ -231,7 +228,9 @@ class Option:
         """
         body, _, method = text.partition("+")
         short = _SHORT.fullmatch(body)
-        parts = [_short(b) for b in short.groups()] if short else body.split("/")
+        wide = {"16": "fp16", "32": "fp32"}
+        bits = [wide.get(b, f"int{b}") for b in short.groups()] if short else []
+        parts = bits or body.split("/")
         named = [part.partition(":") for part in parts]
         if len(parts) == 2 and not any(colon for _, colon, _ in named):
             roles = dict(zip(("weight", "activation"), parts, strict=True))
@@ -276,17 +275,14 @@ class Option:
         """The text :meth:`read` reads."""
         if self.label is not None:
             return self.label
-        plain = list(self.formats) == ["weight", "activation"]
-        parts = [str(f) if plain else f"{role}:{f}" for role, f in self.formats.items()]
+        parts = [f"{role}:{form}" for role, form in self.formats.items()]
+        if self.formats.keys() == {"weight", "activation"}:
+            parts = [str(self.weight), str(self.activation)]
         return "/".join(parts) + (f"+{self.method}" if self.method else "")
 
     def __hash__(self) -> int:
-        """Hash of the text."""
-        return hash(str(self))
-
-
-def _short(bits: str) -> str:
-    return {"16": "fp16", "32": "fp32"}.get(bits, f"int{bits}")
+        """Of equal options the same, in whatever order they name their roles."""
+        return hash((frozenset(self.formats.items()), self.method, self.label))
 
 
 def options(*names: str | Option) -> tuple[Option, ...]:

@@ -282,10 +282,12 @@ def sample_gradients(
     total = None
     for use, gradient in uses:
         each = use.gradients(gradient, count) @ use.inputs(count).mT
-        turned = use.lookup or use.func in _INPUT_FIRST
+        if use.func in _TRANSPOSED:  # inputs come first, and each has its kernel
+            each = each.unflatten(-1, (-1, weight[0, 0].numel())).transpose(2, 3)
+        turned = use.lookup or use.func is torch.addmm
         each = (each.mT if turned else each).reshape(count, *weight.shape)
         total = each if total is None else total + each
     return total
 
 
-_INPUT_FIRST = (torch.addmm, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+_TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)

@@ -16,6 +16,7 @@ import mpsearch as mp
 from mpsearch.kernels.onnx_graph import needed
 from mpsearch.kernels.onnx_runtime import session
 from tests.conftest import SHARED, require
+from tests.kernels.networks import Conv1D
 
 EXPORT: Any = importlib.import_module("mpsearch.export.onnx").onnx
 OPTIONS = ["w8a8", "w4a4", "w2a8", "int4/int8s", "int8t/int5"]
@@ -384,6 +385,62 @@ def test_batches_of_other_sides_are_refused(tmp_path: Path) -> None:
     model = Of(F.relu)
     with pytest.raises(ValueError, match=r"batches have the shapes .*; a file is written for one"):
         EXPORT(model, {}, [image(), image()[..., :5]], tmp_path / "net.onnx")
+
+
+class Folded(nn.Module):
+    """What runtimes make part of a convolution: constant factors, sums and squashing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 8, 3, padding=1)
+        self.gate = nn.Conv2d(8, 8, 1)
+        self.gain = nn.Parameter(torch.rand(8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x) * 3
+        out: Tensor = x * (self.gate(x) * self.gain).sigmoid()
+        return out
+
+
+def test_a_layer_that_a_runtime_changes_is_still_named(tmp_path: Path) -> None:
+    model, x = made(Folded)[0], image()
+    written = EXPORT(model, {}, [x], tmp_path / "net.onnx")
+    assert written.layers == {"conv": "Conv", "gate": "Conv"}
+    torch.testing.assert_close(outputs(written.path, x), model(x).detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_number_of_samples_that_the_model_counts_is_fixed(tmp_path: Path) -> None:
+    model, x = Of(lambda x: x.reshape(len(x), -1) * 2), image()
+    path = EXPORT(model, {}, [x], tmp_path / "net.onnx").path
+    (given,) = session(path, 1).get_inputs()
+    assert given.shape == list(x.shape)
+    torch.testing.assert_close(outputs(path, x), model(x))
+
+
+class Tokens(nn.Module):
+    """A token put before every sample's, then a linear layer of transformers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Parameter(torch.randn(1, 1, 6))
+        self.mixed = Conv1D(5, 6)
+
+    def forward(self, **given: Tensor) -> Tensor:
+        x = given["x"].flatten(2)
+        out: Tensor = self.mixed(torch.cat([self.first.expand(x.shape[0], -1, -1), x], 1))
+        return out
+
+
+@pytest.mark.parametrize("option", ["w8a8", "int4/fp32", "fp32/fp32"])
+def test_a_token_for_every_sample_of_any_number(option: str, tmp_path: Path) -> None:
+    model, x = made(Tokens)[0], torch.randn(4, 3, 6, 1)
+    options = {"mixed": option}
+    path = EXPORT(model, options, [{"x": x}], tmp_path / "net.onnx", accuracy=0).path
+    fake = mp.quantize(model, options, [{"x": x}])
+    for many in (0, 1, 4, 9):
+        given = torch.randn(many, 3, 6, 1)
+        wanted = fake(x=given).detach()
+        torch.testing.assert_close(outputs(path, given), wanted, rtol=0, atol=1e-3)
 
 
 @pytest.mark.shared

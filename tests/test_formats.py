@@ -193,3 +193,20 @@ def test_options_are_named_once_and_at_least_one() -> None:
         mp.options("w4a8", "int4/int8")
     with pytest.raises(ValueError, match="no option given; name at least one, such as int4/int8"):
         mp.options()
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("int4/int8", "activation:int8/weight:int4"), ("k:int4/v:int2", "v:int2/k:int4")],
+)
+def test_equal_options_are_found_by_each_other(one: str, other: str) -> None:
+    first, second = mp.Option.parse(one), mp.Option.parse(other)
+    assert first == second
+    assert {first: 1}[second] == 1
+    assert str(mp.Option.parse("activation:int8/weight:int4")) == "int4/int8"
+
+
+def test_says_that_no_weights_take_no_bits() -> None:
+    assert mp.Format.parse("int4").bytes((0, 3)) == 0
+    with pytest.raises(ValueError, match=r"a weight of shape \(0, 3\) holds no values"):
+        mp.Format.parse("int4").bits_per_weight((0, 3))

@@ -1,6 +1,7 @@
 """A network as a graph of torch's operators, and what its tensors are on calibration batches."""
 
 import copy
+import inspect
 import operator
 import warnings
 from collections.abc import Mapping, Sequence
@@ -12,11 +13,12 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from mpsearch.batches import samples
 from mpsearch.kernels.onnx_moves import CLAMPS, POOLS
-from mpsearch.kernels.plain import floated
+from mpsearch.kernels.plain import floated, is_linear
 from mpsearch.quant.activations import Seen, fake_quantize
 from mpsearch.quant.modules import Stored
 
 LAYERS = ("linear", "conv1d", "conv2d")
+_FLOATS = ("conv3d", *(f"conv_transpose{n}d" for n in (1, 2, 3)))  # no integer kernel has these
 _NORM = "_native_batch_norm_legit_no_training"  # writes a tuple
 _LOOKED_AT = {*LAYERS, *POOLS, *CLAMPS, "add", "batch_norm"}  # what may be kept as codes
 
@@ -38,6 +40,8 @@ class Captured:
             {0: torch.export.Dim.AUTO} if x.dim() and len(x) == many > 1 else {} for x in given
         ]
         shapes = dict(zip(kwargs, dynamic, strict=True)) if kwargs else tuple(dynamic)
+        if kwargs:
+            plain.forward = _naming(plain.forward, [*kwargs])
         try:
             with warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore")  # torch about itself
@@ -53,19 +57,43 @@ class Captured:
         self.layers = {
             node: (name, model.get_submodule(name))
             for node in self.graph.graph.nodes
-            if called(node) in LAYERS
+            if called(node) in (*LAYERS, *_FLOATS)
             for name in [owner(node)]
         }
 
 
 def _in_floats(model: nn.Module) -> nn.Module:
+    """A copy on the weights that codes stand for, in torch's own linear layers."""
     new = copy.deepcopy(model)
     for name, module in [*new.named_modules(remove_duplicate=False)]:
-        if isinstance(module, Stored) and not name:
-            return floated(module)
-        if isinstance(module, Stored):
-            new.set_submodule(name, floated(module))
+        plain = floated(module) if isinstance(module, Stored) else module
+        if is_linear(plain) and not isinstance(plain, nn.Linear):
+            plain = _linear(plain)
+        if not name:
+            new = plain
+        elif plain is not module:
+            new.set_submodule(name, plain)
     return new
+
+
+def _naming(forward: Any, names: Sequence[str]) -> Any:
+    """The function, its arguments named: torch.export gives ``**`` no shapes."""
+
+    def named(**given: Any) -> Any:
+        return forward(**given)
+
+    parameters = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names]
+    made: Any = named
+    made.__signature__ = inspect.Signature(parameters)
+    return made
+
+
+def _linear(module: Any) -> nn.Linear:
+    """Hugging Face's ``Conv1D`` as torch has it."""
+    inputs, outputs = module.weight.shape
+    made = nn.Linear(inputs, outputs, device="meta")
+    made.weight, made.bias = nn.Parameter(module.weight.detach().t().contiguous()), module.bias
+    return made
 
 
 def arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -114,14 +142,23 @@ def _tidied(module: GraphModule) -> None:
             module.graph.erase_node(node)
 
 
-def one_shape(batches: Sequence[Any], what: str) -> None:
-    """Refuse batches that differ in more than the number of samples."""
+def alike(batches: Sequence[Any], what: str) -> list[Any]:
+    """The batches, named tensors in the order of the first; refused where more than that differs.
+
+    They may differ in the number of samples.
+    """
+    names = [[*batch] if isinstance(batch, Mapping) else [] for batch in batches]
+    if len({frozenset(each) for each in names}) > 1:
+        raise ValueError(f"batches name the tensors {names}; {what} for one set of names")
+    if names and names[0]:
+        batches = [{name: batch[name] for name in names[0]} for batch in batches]
     shapes = {tuple(x.shape[1:] for x in inputs(batch)) for batch in batches}
     if len(shapes) > 1:
         raise ValueError(
             f"batches have the shapes {sorted(shapes)}; {what} for one, so give batches that differ"
             " in the number of samples alone"
         )
+    return [*batches]
 
 
 def inputs(batch: Any) -> list[Tensor]:

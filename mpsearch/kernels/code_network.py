@@ -16,13 +16,13 @@ from torch.utils import _pytree as pytree
 
 from mpsearch.batches import samples
 from mpsearch.kernels import code_moves as moves
-from mpsearch.kernels.capture import LAYERS, Captured, called, one_shape, owner
+from mpsearch.kernels.capture import LAYERS, Captured, alike, called, owner
 from mpsearch.kernels.code_graph import Pending, Ready, Steps
 from mpsearch.kernels.code_plan import Plan
 from mpsearch.kernels.code_steps import Rounded
 from mpsearch.kernels.on_codes import Input, OnCodes
 from mpsearch.kernels.onednn import Integers
-from mpsearch.kernels.onnx_moves import MOVES, POOLS
+from mpsearch.kernels.onnx_moves import MOVES, POOLS, fixed
 from mpsearch.kernels.plain import Floats
 from mpsearch.quant.recipe import Recipe
 from mpsearch.tracing.sites import kind_of
@@ -50,7 +50,7 @@ def connected(
             )
     if not batches:
         raise ValueError("codes between layers need ranges; give batches to calibrate them on")
-    one_shape(batches, "a network is captured")
+    batches = alike(batches, "a network is captured")
     batch = max(batches, key=samples)
     captured = Captured(model, batch, _ADVICE)
 
@@ -69,10 +69,9 @@ def connected(
 
 
 def _input(node: Any) -> Input:
-    """What a placeholder takes: a free side may be one that the model has fixed after all."""
+    """What a placeholder takes."""
     given = node.meta["val"]
-    sides = (side if isinstance(side, int) else side.node.maybe_as_int() for side in given.shape)
-    return Input(tuple(sides), given.dtype)
+    return Input(tuple(map(fixed, given.shape)), given.dtype)
 
 
 class Writer:

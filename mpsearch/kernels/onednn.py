@@ -15,10 +15,10 @@ from torch.nn import functional as F
 
 from mpsearch.formats import Option
 from mpsearch.kernels.code_steps import Output
+from mpsearch.kernels.plain import checked, is_linear
 from mpsearch.network import Layer
 from mpsearch.quant.activations import Grid
 from mpsearch.quant.modules import Stored
-from mpsearch.tracing.sites import is_conv1d_of_transformers
 
 _OPS = torch.ops.onednn
 _FLOATS = Output()
@@ -46,14 +46,14 @@ class OneDnn:
                 f"layer {layer.name!r} at {str(option)!r}: its module is a"
                 f" {type(module).__name__} that holds no codes; give one of mpsearch.quant.quantize"
             )
-        return made(module)
+        return made(module, layer.name)
 
 
 def _class(module: nn.Module) -> "type[Integers] | None":
     """The kernel of a module's operator; none of a class whose forward does more."""
-    of: Any = type(module).__bases__[1] if isinstance(module, Stored) else type(module)
-    if of.forward is nn.Linear.forward or is_conv1d_of_transformers(module):
+    if is_linear(module):
         return Linear
+    of: Any = type(module).__bases__[1] if isinstance(module, Stored) else type(module)
     if of.forward is not nn.Conv2d.forward or module.padding_mode != "zeros":
         return None
     return None if isinstance(module.padding, str) else Conv2d
@@ -63,15 +63,17 @@ class Integers(nn.Module):
     """What both kinds share: the codes of the input, and scales of the sum.
 
     Attributes:
-        weight: (out, in, ...) int8 codes, packed for the operator.
+        laid: (out, in, ...) int8 codes of the weight, packed for the operator.
         scale: (out,) float32 scales of the weight.
         bias: (out,) in float32, or ``None``.
     """
 
     runs_as = "int8/int8"
+    reads: tuple[int, int]  # the axis of the inputs, and how many there are
 
-    def __init__(self, module: Stored) -> None:
+    def __init__(self, module: Stored, name: str) -> None:
         super().__init__()
+        self.name = name
         codes, grid = module.stored(), module.grid
         if codes.scale is None or grid is None:
             raise ValueError(f"a module at {str(module.option)!r} has no integers to multiply")
@@ -86,12 +88,12 @@ class Integers(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """All but what is packed: that cannot be copied."""
-        return {name: value for name, value in self.__dict__.items() if name != "weight"}
+        return {name: value for name, value in self.__dict__.items() if name != "laid"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Pack again."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self.weight = self.packed()
+        self.laid = self.packed()
 
     def packed(self) -> Tensor:
         """The codes of the weight, as the operator reads them."""
@@ -103,6 +105,7 @@ class Integers(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """What the quantized module computes, in the type of the input."""
+        checked(x, *self.reads, self.name)
         return self.product(self.codes(x)).to(x.dtype)
 
     def product(self, codes: Tensor, out: Output = _FLOATS) -> Tensor:
@@ -118,7 +121,7 @@ class Integers(nn.Module):
         new.scale = (scale * gain.abs()).float()
         own = 0.0 if self.bias is None else self.bias.double()
         new.bias = (own * gain + shift).expand(scale.shape).float().contiguous()
-        new.weight = new.packed()
+        new.laid = new.packed()
         return new
 
     def reference(self, codes: Tensor) -> Tensor:
@@ -136,9 +139,9 @@ class Integers(nn.Module):
 class Linear(Integers):
     """A linear layer."""
 
-    def __init__(self, module: Stored) -> None:
-        super().__init__(module)
-        self.weight = self.packed()
+    def __init__(self, module: Stored, name: str) -> None:
+        super().__init__(module, name)
+        self.reads, self.laid = (-1, self.plain.shape[1]), self.packed()
 
     def packed(self) -> Tensor:
         """As linear layers read it."""
@@ -151,7 +154,7 @@ class Linear(Integers):
         if not codes.numel():  # the operator forgets axes of these
             return out.of(self.reference(codes).float())
         found: Tensor = _OPS.qlinear_pointwise(
-            codes, grid.scale, grid.zero, self.weight, self.scale, self.zeros, self.bias,
+            codes, grid.scale, grid.zero, self.laid, self.scale, self.zeros, self.bias,
             *out.words,
         )  # fmt: skip
         return found
@@ -164,11 +167,11 @@ class Linear(Integers):
 class Conv2d(Integers):
     """A convolution of images."""
 
-    def __init__(self, module: Stored) -> None:
-        super().__init__(module)
+    def __init__(self, module: Stored, name: str) -> None:
+        super().__init__(module, name)
         of: Any = module
         self.moves = [list(of.stride), list(of.padding), list(of.dilation), of.groups]
-        self.weight = self.packed()
+        self.reads, self.laid = (-3, of.in_channels), self.packed()
 
     def packed(self) -> Tensor:
         """As convolutions read it."""
@@ -184,7 +187,7 @@ class Conv2d(Integers):
             return self.product(codes[None], out)[0]
         grid = self.grid
         found: Tensor = _OPS.qconv2d_pointwise(
-            codes, grid.scale, grid.zero, self.weight, self.scale, self.zeros, self.bias,
+            codes, grid.scale, grid.zero, self.laid, self.scale, self.zeros, self.bias,
             *self.moves, *out.words,
         )  # fmt: skip
         return found
@@ -196,7 +199,7 @@ class Conv2d(Integers):
             raise ValueError("a sum is written over codes; give the grid of its own codes")
         other = other.contiguous(memory_format=torch.channels_last)
         _OPS.qconv2d_pointwise.binary(
-            codes, grid.scale, grid.zero, self.weight, self.scale, self.zeros, other, self.bias,
+            codes, grid.scale, grid.zero, self.laid, self.scale, self.zeros, other, self.bias,
             *self.moves, to.scale, to.zero, torch.uint8, of.scale, of.zero, "sum", 1.0, "none", [],
             "",
         )  # fmt: skip

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mpsearch.formats import Option
 from mpsearch.kernels.onnx_graph import Array, Graph, Value
+from mpsearch.kernels.plain import is_linear
 from mpsearch.quant.activations import Grid
 from mpsearch.quant.modules import Stored
 
@@ -31,7 +32,7 @@ TAKEN = (
 def takes(option: Option, module: nn.Module) -> bool:
     """Whether there is a kernel for a module at an option, whatever codes it holds."""
     of: Any = type(module).__bases__[1] if isinstance(module, Stored) else type(module)
-    linear = of.forward is nn.Linear.forward
+    linear = is_linear(module)
     convolution = any(of.forward is each.forward for each in _CONVOLUTIONS) and _zeros(module)
     weight, inputs = option.weight.as_weight(), option.activation.as_activation()
     if not (linear or convolution) or weight != weight.plain or inputs != inputs.plain:

@@ -30,6 +30,10 @@ class Writing(Protocol):
         """The name of a tensor or a number, the latter in the type of another tensor."""
         ...
 
+    def samples(self, side: Any) -> str:
+        """The name of a tensor that holds a side of a shape: the number of samples."""
+        ...
+
 
 Operator = Callable[..., Value | list[Value]]
 
@@ -163,9 +167,12 @@ def _expand(w: Writing, x: Any, *_: Any, **__: Any) -> Value:
     wanted, given = shape_of(w.node), shape_of(x)
     before = (1,) * (len(wanted) - len(given)) + given
     shape = [1 if new == old else new for new, old in zip(wanted, before, strict=True)]
-    if -1 in shape:
-        raise NotImplementedError("a tensor repeated for every sample")
-    return _moved(w, x, "Expand", w.graph.constant(np.array(shape, np.int64)))
+    if -1 not in shape:
+        return _moved(w, x, "Expand", w.graph.constant(np.array(shape, np.int64)))
+    axis = shape.index(-1)
+    parts = [w.graph.constant(np.array(n, np.int64)) for n in (shape[:axis], shape[axis + 1 :])]
+    parts.insert(1, w.samples(w.node.meta["val"].shape[axis]))
+    return _moved(w, x, "Expand", w.graph.add("Concat", parts, axis=0))
 
 
 def _split(w: Writing, x: Any, _sizes: Any, axis: int = 0) -> list[Value]:
@@ -219,10 +226,16 @@ def _same(w: Writing, x: Any, *_: Any, **__: Any) -> Value:
     return w.value(x)
 
 
+def fixed(side: Any) -> int | None:
+    """A side of a shape, ``None`` where it varies; a model may have fixed one that was free."""
+    known: int | None = side if isinstance(side, int) else side.node.maybe_as_int()
+    return known
+
+
 def shape_of(node: Any) -> tuple[int, ...]:
     """The shape of a tensor of the traced network, -1 for the number of samples."""
     given = node.meta["val"] if isinstance(node, Node) else node
-    shape = tuple(side if isinstance(side, int) else -1 for side in given.shape)
+    shape = tuple(-1 if side is None else side for side in map(fixed, given.shape))
     if shape.count(-1) > 1:
         raise NotImplementedError(
             f"a tensor of shape {tuple(given.shape)} with two sides that vary"

@@ -15,7 +15,7 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
 from mpsearch.kernels import onnx_layers as layers
-from mpsearch.kernels.capture import LAYERS, Captured, called, inputs, one_shape, owner
+from mpsearch.kernels.capture import LAYERS, Captured, alike, called, inputs, owner
 from mpsearch.kernels.code_plan import Plan
 from mpsearch.kernels.onnx_graph import Graph, Value
 from mpsearch.kernels.onnx_moves import shape_of
@@ -46,7 +46,7 @@ def written(model: nn.Module, batches: Sequence[Any], recipe: Recipe, accuracy: 
     Raises:
         ValueError: What :func:`mpsearch.export.onnx` says.
     """
-    one_shape(batches, "a file is written")
+    batches = alike(batches, "a file is written")
     for name, each in model.named_modules():
         if layers.kind_of(each) is None:
             raise layers.refused(name, each)
@@ -120,6 +120,13 @@ class Network:
             kind = like.meta["val"].dtype if isinstance(like, Node) else torch.float32
             return self.graph.constant(np.array(of, str(kind).removeprefix("torch.")))
         return self.graph.floats(self.value(of))
+
+    def samples(self, side: Any) -> str:
+        """The name of a tensor that holds a side of a shape: the number of samples."""
+        for node in self.captured.graph.graph.find_nodes(op="placeholder"):
+            if node.meta["val"].dim() and str(node.meta["val"].shape[0]) == str(side):
+                return self.graph.add("Shape", [node.name], start=0, end=1)
+        raise NotImplementedError(f"a tensor repeated {side} times")
 
     def _written(self, node: Any) -> Any:
         """What a node is in the graph, as codes where it is to be kept as codes."""

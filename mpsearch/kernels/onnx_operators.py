@@ -1,7 +1,7 @@
 """torch's operators in ONNX's words: a function for each, of what its inputs are in the graph."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,14 @@ def _plain(op: str, **words: Any) -> Operator:
     """An operator of one tensor."""
 
     def write(w: Writing, x: Any, *_: Any, **__: Any) -> Value:
-        return Value(w.graph.add(op, [w.floats(x)], **words))
+        return Value(_behind(w, op, [w.floats(x)], **words))
 
     return write
+
+
+def _behind(w: Writing, op: str, names: Sequence[str], **words: Any) -> str:
+    """An operator that runtimes make part of the layer before it, and so named for that."""
+    return w.graph.add(op, names, name=f"{names[0].partition(':')[0]}/{op}", **words)
 
 
 def _of_two(op: str) -> Operator:
@@ -30,14 +35,15 @@ def _of_two(op: str) -> Operator:
         names = [w.floats(a, like), w.floats(b, like)]
         if alpha != 1:
             names[1] = w.graph.add("Mul", [names[1], w.floats(alpha, like)])
-        return Value(w.graph.add(op, names))
+        fixed = op != "MatMul" and not (isinstance(b, Node) and b.op != "get_attr")
+        return Value(_behind(w, op, names) if fixed else w.graph.add(op, names))
 
     return write
 
 
 def _silu(w: Writing, x: Any) -> Value:
     name = w.floats(x)
-    return Value(w.graph.add("Mul", [name, w.graph.add("Sigmoid", [name])]))
+    return Value(_behind(w, "Mul", [name, _behind(w, "Sigmoid", [name])]))
 
 
 def _gelu(w: Writing, x: Any, *, approximate: str = "none") -> Value:

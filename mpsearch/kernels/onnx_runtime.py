@@ -1,14 +1,16 @@
 """ONNX Runtime on CPU: layers on it, alone, and which of its kernels ran.
 
-A convolution of codes writes codes of 8 bits, as it does in a network: their range is that of the
-first output. Linear layers write floats.
+A convolution of codes writes codes of 8 bits, as it does in a network: their range is that of its
+outputs on the calibration batches, or without these of the first output. Linear layers write
+floats. A bias of a layer of codes is rounded to a whole number of what its sums count.
 """
 
 import json
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,15 +19,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mpsearch.batches import call
 from mpsearch.formats import Format, Option
 from mpsearch.kernels import onnx_layers as layers
 from mpsearch.kernels.onnx_graph import Array, Graph, Value, needed
-from mpsearch.kernels.plain import floated
+from mpsearch.kernels.plain import checked, floated, is_linear
 from mpsearch.network import Layer
 from mpsearch.quant.activations import Grid, Seen
 from mpsearch.quant.codes import Codes
 from mpsearch.quant.modules import Stored, store
 from mpsearch.quant.recipe import Recipe
+from mpsearch.tracing import output_first
 
 _BYTE = Format.parse("int8")
 _COVERING = Recipe(activation_ranges="minmax")
@@ -47,9 +51,11 @@ class OnnxRuntime:
     threads: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse an accuracy that ONNX Runtime does not have."""
+        """Refuse an accuracy that ONNX Runtime does not have, and a negative number of threads."""
         if self.accuracy not in (0, 4):
             raise ValueError(f"accuracy is 0 (floats) or 4 (8 bits), got {self.accuracy!r}")
+        if self.threads < 0:
+            raise ValueError(f"threads is {self.threads}; give 1 or more, or 0 for torch's number")
 
     def kernel(self, layer: Layer, option: Option, module: Any) -> "Alone | None":
         """A module of :func:`mpsearch.quant.quantize`, or one in floats, in ONNX Runtime.
@@ -69,51 +75,104 @@ class OnnxRuntime:
             )
         if kind is None or (kind == "integer" and not exact()):
             return None
-        return Alone(module, self.accuracy, self.threads)
+        return Alone(module, layer.name, self.accuracy, self.threads)
+
+    def network(
+        self,
+        model: nn.Module,
+        kernels: Mapping[str, nn.Module],
+        batches: Sequence[Any],
+        recipe: Recipe,
+    ) -> None:
+        """No network of its own: give each kernel the range of what it writes on the batches."""
+        waiting = {one: name for name, one in kernels.items() if isinstance(one, Alone)}
+        seen = {one: (name, Seen()) for one, name in waiting.items() if not one.made}
+
+        def looking(at: Seen) -> Callable[[nn.Module, Any, Tensor], None]:
+            return lambda _, __, y: at.add(y, len(batches))
+
+        with ExitStack() as stack, torch.no_grad():
+            for name, found in seen.values():
+                hook = model.get_submodule(name).register_forward_hook(looking(found))
+                stack.callback(hook.remove)
+            for batch in batches if seen else ():
+                call(model, batch)
+        for one, (_, found) in seen.items():
+            if found.count:
+                one.make(found.grid(_BYTE, recipe))
 
 
 class Alone(nn.Module):
     """A layer that is a network of its own.
 
     Attributes:
-        grid: Of the codes it writes, once it has run; ``None`` where it writes floats.
+        grid: Of the codes it writes, once that is known; ``None`` where it writes floats.
+        made: The file that is run; nothing before the grid is known.
     """
 
-    def __init__(self, module: nn.Module, accuracy: int, threads: int) -> None:
+    def __init__(self, module: nn.Module, name: str, accuracy: int, threads: int) -> None:
         super().__init__()
-        self._module, self._settings = [module], (accuracy, threads)  # in a list: no child
-        self._kind = layers.kind_of(module)
-        self._linear = isinstance(module, nn.Linear)
-        self._session: Any = None
+        of: Any = module
+        self.name, self._accuracy, self._threads = name, accuracy, threads
+        self._module = [module]  # in a list: no child
+        self._linear = is_linear(module)
+        self._axes = 2 if self._linear else 2 + len(of.kernel_size)
+        channels = _wide(module) if self._linear else of.in_channels
+        self._reads: tuple[int, int] = (-1 if self._linear else 1 - self._axes, channels)
         self.grid: Grid | None = None
-        option = getattr(module, "option", None)
+        self.made = b""
+        self._session: Any = None
+        kind, option = layers.kind_of(module), getattr(module, "option", None)
         self.runs_as = {"integer": "int8/int8", "float": "fp32/fp32"}.get(
-            str(self._kind),
-            f"{option and option.weight}/{'int8 per block' if accuracy else 'fp32'}",
+            str(kind), f"{option and option.weight}/{'int8 per block' if accuracy else 'fp32'}"
         )
+        if kind != "integer" or self._linear:
+            self.make(None)
+
+    def make(self, grid: Grid | None) -> None:
+        """The file, for codes of a grid or for floats, and a session for it."""
+        self.grid = grid
+        self.made = alone(self._module.pop(), self._axes, grid, self._accuracy)
+        self._session = session(self.made, self._threads)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the session: that cannot be copied."""
+        return {**self.__dict__, "_session": None}
 
     def forward(self, x: Tensor) -> Tensor:
         """What the module computes, in the type of the input."""
-        if self._session is None:
-            self._session = self._begun(x)
+        checked(x, *self._reads, self.name)
+        if not self.made and not x.numel():  # nothing to find a range on
+            found: Tensor = self._module[0](x)
+            return found
+        if not self.made:
+            self._look(x)
+        if self._session is None:  # of a copy
+            self._session = session(self.made, self._threads)
         read = x.detach().float()
-        shape = (*read.shape[:-1], -1) if self._linear else None
+        read = read.reshape(-1, x.shape[-1]) if self._linear else read
+        one = read.dim() < self._axes  # image, alone
+        feed = {"x": layers.array(read[None] if one else read)}
+        made = torch.from_numpy(self._session.run(None, feed)[0])
         if self._linear:
-            read = read.reshape(-1, read.shape[-1])
-        found = self._session.run(None, {"x": layers.array(read)})[0]
-        made = torch.from_numpy(found)
-        return (made if shape is None else made.reshape(shape)).to(x.dtype)
+            made = made.reshape(*x.shape[:-1], made.shape[-1])
+        return (made[0] if one else made).to(x.dtype)
 
     @torch.no_grad()
-    def _begun(self, x: Tensor) -> Any:
-        module = self._module.pop()
-        if self._kind == "integer" and not self._linear:
-            seen = Seen()
-            seen.add(module(x), 1)
-            self.grid = seen.grid(_BYTE, _COVERING)
-        accuracy, threads = self._settings
-        axes = 2 if self._linear else x.dim()
-        return session(alone(module, axes, self.grid, accuracy), threads)
+    def _look(self, x: Tensor) -> None:
+        seen = Seen()
+        seen.add(self._module[0](x), 1)
+        self.make(seen.grid(_BYTE, _COVERING))
+
+
+def _wide(module: Any) -> int:
+    """Values that a linear layer reads."""
+    shape: Sequence[int] = (
+        module.stored().shape
+        if isinstance(module, Stored)
+        else output_first(module.weight, module).shape
+    )
+    return shape[1]
 
 
 def alone(module: nn.Module, axes: int, grid: Grid | None = None, accuracy: int = 4) -> bytes:
@@ -121,7 +180,7 @@ def alone(module: nn.Module, axes: int, grid: Grid | None = None, accuracy: int 
     graph, name, x = Graph(), "layer", Value("x")
     this: Any = module
     moves = None
-    if not isinstance(module, nn.Linear):
+    if not is_linear(module):
         window = this.stride, this.padding, this.dilation, this.groups
         moves = layers.Moves.of(this.kernel_size, *window)
     kind = layers.kind_of(module)
@@ -131,9 +190,8 @@ def alone(module: nn.Module, axes: int, grid: Grid | None = None, accuracy: int 
         found = Value(layers.packed(graph, name, "x", module, accuracy))
     else:
         plain: Any = floated(module)
-        given = [
-            None if each is None else layers.array(each) for each in (plain.weight, plain.bias)
-        ]
+        weight = output_first(plain.weight, plain)
+        given = [None if each is None else layers.array(each) for each in (weight, plain.bias)]
         names = [None if each is None else graph.constant(each) for each in given]
         found = layers.plain(graph, name, "x", names, moves)
     if grid is not None:

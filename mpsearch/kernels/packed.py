@@ -8,7 +8,7 @@ the result is the same, the pass longer.
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from ctypes import byref
 from dataclasses import dataclass
 from functools import cache
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mpsearch.formats import Format, Option
 from mpsearch.kernels.native import PATHS, Inputs, Matrix, Outputs, Rule, library
-from mpsearch.kernels.plain import is_linear
+from mpsearch.kernels.plain import checked, is_linear
 from mpsearch.kernels.weight_codes import is_sign, of_integers, unsigned
 from mpsearch.network import Layer
 from mpsearch.quant.codes import Codes
@@ -42,6 +42,11 @@ class Packed:
 
     threads: int = 0
     path: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse a negative number of threads."""
+        if self.threads < 0:
+            raise ValueError(f"threads is {self.threads}; give 1 or more, or 0 for torch's number")
 
     def kernel(self, layer: Layer, option: Option, module: Any) -> "Linear | None":
         """A quantized linear module (of :func:`mpsearch.quant.quantize`) on its packed codes.
@@ -73,8 +78,8 @@ def _input(form: Format) -> bool:
     return this.kind == "full" or (this.kind == "int" and this.per == "tensor" and this.bits > 1)
 
 
-class Weight(nn.Module):
-    """A weight as the library reads it.
+class Weight:
+    """A weight as the library reads it, in types and places that nothing changes.
 
     Attributes:
         codes: (blocks, groups, bytes) uint8, of 32 rows and a group each.
@@ -82,12 +87,7 @@ class Weight(nn.Module):
         zeros: (blocks, groups, 32) uint8; empty where all are ``zero``.
     """
 
-    codes: Tensor
-    scales: Tensor
-    zeros: Tensor
-
     def __init__(self, codes: Codes) -> None:
-        super().__init__()
         form = codes.format
         self.rows, self.columns = codes.codes.shape
         group = form.group if form.per == "group" and form.group else self.columns
@@ -99,11 +99,11 @@ class Weight(nn.Module):
         if is_sign(codes):
             self.twice, self.zero = 1, 1
         whole = unsigned(codes).contiguous()
-        self.register_buffer("scales", self._blocks(_of(codes.scale)))
+        self.scales = self._blocks(_of(codes.scale))
         none = torch.empty(0, dtype=torch.uint8)
-        self.register_buffer("zeros", none if codes.zero is None else self._blocks(codes.zero))
+        self.zeros = none if codes.zero is None else self._blocks(codes.zero)
         shape = (len(self.scales), self.groups, -(-self.group // _COLUMNS) * _VECTOR * self.bits)
-        self.register_buffer("codes", torch.from_numpy(np.zeros(shape, np.uint8)))  # in large pages
+        self.codes = torch.from_numpy(np.zeros(shape, np.uint8))  # in large pages
         library().packed_weights(self.matrix(), whole.data_ptr(), self.codes.data_ptr())
 
     def _blocks(self, values: Tensor) -> Tensor:
@@ -133,21 +133,19 @@ def _of(scale: Tensor | None) -> Tensor:
 class Linear(nn.Module):
     """A linear layer."""
 
-    bias: Tensor | None
-
     def __init__(self, module: Stored, name: str, threads: int, path: int) -> None:
         super().__init__()
         codes, self.grid = module.stored(), module.grid
         self.name, self.threads, self.path, self.rule = name, threads, path, _TOKEN
-        self.weight = Weight(codes)
+        self.packed = Weight(codes)
         given: Any = getattr(module, "bias", None)
         bias: Tensor | None = None if given is None else given.detach().float().clone()
         if self.grid is not None:
-            moved = self.grid.signed
+            moved = self.grid.signed if self.grid.high > 127 else self.grid
             self.rule = Rule(moved.inverse, moved.zero, moved.low, moved.high)
             below = codes.dequantize().double().sum(1) * (moved.zero * moved.scale)
             bias = (-below if bias is None else bias - below).float()
-        self.register_buffer("bias", bias)
+        self.bias = bias
         dynamic = " per token" if self.grid is None else ""
         self.runs_as = f"{module.option.weight}/int8{dynamic}"
 
@@ -166,9 +164,8 @@ class Linear(nn.Module):
             ValueError: An input of another width, or one that has no codes: NaN, or where a token
                 has a scale of its own, infinity.
         """
-        of, many = self.weight, x.shape[-1] if x.dim() else 0
-        if many != of.columns:
-            raise ValueError(f"layer {self.name!r} reads {of.columns} values a token, got {many}")
+        of = self.packed
+        checked(x, -1, of.columns, self.name)
         flat = x.detach().float().reshape(-1, of.columns).contiguous()
         matrix = of.matrix()
         codes, sums, scales = self.codes(flat, matrix)
@@ -188,7 +185,7 @@ class Linear(nn.Module):
 
     def codes(self, flat: Tensor, matrix: Matrix) -> tuple[Tensor, Tensor, Tensor]:
         """Codes of (tokens, in) floats filled up by group, their sums by group, and scales."""
-        of, tokens = self.weight, len(flat)
+        of, tokens = self.packed, len(flat)
         wide = -(-of.group // _COLUMNS) * _COLUMNS
         codes = torch.empty(tokens, of.groups, wide, dtype=torch.int8)
         sums = torch.empty(tokens, of.groups, dtype=torch.int32)
@@ -216,7 +213,10 @@ def spread(run: Callable[[int, int], None], count: int, threads: int) -> None:
         return
     ends = [count * part // threads for part in range(threads + 1)]
     others = [_pool(threads - 1).submit(run, *ends[n : n + 2]) for n in range(1, threads)]
-    run(*ends[:2])
+    try:
+        run(*ends[:2])
+    finally:  # what is read and written must outlive them all
+        wait(others)
     for other in others:
         other.result()
 

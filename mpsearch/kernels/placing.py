@@ -10,7 +10,7 @@ from torch import nn
 from mpsearch.batches import call
 from mpsearch.formats import Option
 from mpsearch.kernels import timing
-from mpsearch.kernels.plain import Plain, running
+from mpsearch.kernels.plain import Plain, in_place_of, running
 from mpsearch.kernels.timing import Taken
 from mpsearch.network import Layer, Network
 from mpsearch.protocols import Backend
@@ -67,7 +67,7 @@ def _replaced(
         for name in layer.modules:
             module = model.get_submodule(name)
             if not isinstance(module, nn.Embedding):  # its lookups are no multiplication
-                made.setdefault(module, by(layer, module))
+                made.setdefault(module, in_place_of(module, by(layer, module)))
                 model.set_submodule(name, made[module])
     return model
 

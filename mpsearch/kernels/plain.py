@@ -51,14 +51,14 @@ def checked(x: Tensor, axis: int, wanted: int, layer: str) -> None:
 def in_place_of(module: nn.Module, kernel: nn.Module) -> nn.Module:
     """The kernel, with what models read of the module it stands for without calling it.
 
-    These are its numbers (``out_features``, ``stride``), and the shape and type of its weight; the
-    values of that tensor are nowhere, so that computing with it is an error.
+    These are its numbers (``out_features``, ``stride``), and a weight of its shape, type and device
+    that is NaN throughout: it is there to be looked at, not to be computed with.
     """
     if getattr(kernel, "weight", None) is None:
         given: Any = module.weight
-        kernel.weight = torch.empty_like(given, device="meta", requires_grad=False)
+        kernel.weight = given.new_full((), torch.nan, requires_grad=False).expand(given.shape)
     for name, value in vars(module).items():
-        if isinstance(value, int | tuple) and not name.startswith("_"):
+        if isinstance(value, int | str | tuple) and not name.startswith("_"):
             vars(kernel).setdefault(name, value)
     return kernel
 
@@ -120,7 +120,7 @@ def running(backend: Backend, layer: Layer, option: Option, module: nn.Module) -
         found: nn.Module | None = each.kernel(layer, given, module)
         if found is not None:
             break
-    return in_place_of(module, cast("nn.Module", found))
+    return cast("nn.Module", found)
 
 
 def runs_as(kernel: nn.Module, option: Option) -> str:

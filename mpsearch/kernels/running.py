@@ -14,7 +14,7 @@ from mpsearch.batches import call
 from mpsearch.formats import Option
 from mpsearch.kernels import timing
 from mpsearch.kernels.on_codes import OnCodes
-from mpsearch.kernels.plain import Floats, floated, runs_as
+from mpsearch.kernels.plain import Floats, floated, in_place_of, runs_as
 from mpsearch.kernels.timing import Taken
 from mpsearch.network import Layer
 from mpsearch.protocols import Backend
@@ -118,7 +118,7 @@ def on_kernels(
     if isinstance(by, WholeNetworks):
         whole = by.network(new, kernels, batches, recipe or Recipe())
         if whole is not None:
-            return whole
+            return _alone(whole)
     return _placed(new, kernels)
 
 
@@ -161,12 +161,27 @@ def _kernel(
     backend: Backend, name: str, option: Option, module: nn.Module, *, plain: bool
 ) -> nn.Module | None:
     if isinstance(module, nn.Embedding):
-        return Lookup(module)
+        return _alone(Lookup(module))
     found: Any = backend.kernel(Layer(name, kind=kind_of(module) or "layer"), option, module)
     if found is not None:
         found.runs_as = runs_as(found, option)
-        return cast("nn.Module", found)
-    return InFloats(option, module) if plain else None
+    elif plain:
+        found = InFloats(option, module)
+    return None if found is None else _alone(in_place_of(module, found))
+
+
+def _alone(kernel: nn.Module) -> nn.Module:
+    """The kernel, which has no state to be read apart from it."""
+    kernel.register_state_dict_pre_hook(_stateless)
+    return kernel
+
+
+def _stateless(*_: Any) -> None:
+    raise ValueError(
+        "a network on kernels has no state_dict: their weights are laid out for this machine; take"
+        " that of the quantized network, made without a backend, and put what loads it on kernels"
+        " by on_kernels, or save the network as a whole with torch.save"
+    )
 
 
 class Lookup(nn.Module):
@@ -182,6 +197,12 @@ class Lookup(nn.Module):
         """The rows."""
         found: Tensor = self.table(indices)
         return found
+
+    @property
+    def weight(self) -> Tensor:
+        """The table, for what else reads it."""
+        found: Any = self.table.weight
+        return cast("Tensor", found)
 
 
 class InFloats(nn.Module):

@@ -29,7 +29,7 @@ from mpsearch.quant.inputs import channel_axis
 from mpsearch.quant.memory import Needs, readable
 from mpsearch.quant.preparing import prepare
 from mpsearch.quant.recipe import Recipe
-from mpsearch.quant.replay import Replay
+from mpsearch.quant.replay import Replay, refuse_inference_mode
 from mpsearch.quant.rounding import Rounded, method_of
 from mpsearch.quant.spreading import put
 from mpsearch.tracing import module_weight, sites
@@ -64,6 +64,7 @@ class Bench:
         model has no such module, ``ValueError`` on NaN in weights or inputs, and where one batch
         cannot be run within the memory.
         """
+        refuse_inference_mode()
         self.recipe, self.memory = recipe, memory
         self.model = explicit(copy.deepcopy(model)).eval().requires_grad_(False)
         self.batch = joined(checked(batches), recipe.samples)
@@ -159,8 +160,7 @@ class Bench:
 
         ``method`` is how it is rounded where that is not as the recipe says.
         """
-        option = Option({"weight": form, "activation": _KEPT}, method)
-        method = method_of(option, self.recipe)
+        method = method_of(Option({"weight": form, "activation": _KEPT}, method), self.recipe)
         found: Codes = at_layer(name, self._rounded.codes, name, form, method)
         return found
 
@@ -296,4 +296,5 @@ def at_layer(name: str, compute: Any, *args: Any) -> Any:
     try:
         return compute(*args)
     except ValueError as error:
-        raise ValueError(f"layer {name!r}: {error}") from None
+        said = str(error)
+        raise ValueError(said if said.startswith("layer ") else f"layer {name!r}: {said}") from None

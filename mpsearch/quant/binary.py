@@ -7,6 +7,7 @@ the codes.
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from mpsearch.formats import Format
 from mpsearch.quant.codes import Codes, grouped, half_of, matrix, sixteen, ungrouped
@@ -42,26 +43,36 @@ def decode(codes: Codes) -> Tensor:
 
 
 def _residual(rows: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes 0 to 3 and (rows, 3) of mean, first and second scale, as they are stored."""
+    """Codes 0 to 3 and (rows, 3) of mean, first and second scale, as they are stored.
+
+    A turn needs how many values have each code, and their sum: in ascending order these are runs.
+    """
     wide, count = torch.where(there, rows, 0).double(), there.sum(1)
 
     def mean(values: Tensor) -> Tensor:
         return (values * there).sum(1) / count
 
     middle = mean(wide)
-    first = mean((wide - middle[:, None]).abs())
-    second = mean(((wide - middle[:, None]).abs() - first[:, None]).abs())
+    away = (wide - middle[:, None]).abs()
+    first = mean(away)
+    second = mean((away - first[:, None]).abs())
+    ascending = torch.where(there, wide, torch.inf).sort(1).values
+    sums = pad(torch.where(ascending < torch.inf, ascending, 0).cumsum(1), (1, 0))
     for _ in range(_TURNS):
-        codes = _nearest(wide, _four(torch.stack([middle, first, second], 1)))
-        one, two = 2.0 * (codes & 1) - 1, 2.0 * (codes >> 1) - 1
-        middle = mean(wide - first[:, None] * one - second[:, None] * two)
-        left = wide - middle[:, None]
-        first = mean(one * (left - second[:, None] * two))
-        second = mean(two * (left - first[:, None] * one))
+        order, bounds = _between(_four(torch.stack([middle, first, second], 1)))
+        ends = torch.searchsorted(ascending, bounds, right=True)
+        ends = torch.cat([torch.zeros_like(ends[:, :1]), ends, count[:, None]], 1)
+        number, total = ends.diff(), sums.gather(1, ends).diff()
+        one, two = 2.0 * (order & 1) - 1, 2.0 * (order >> 1) - 1
+        middle = (total - number * (first[:, None] * one + second[:, None] * two)).sum(1) / count
+        left = total - number * middle[:, None]
+        first = (one * left - one * two * number * second[:, None]).sum(1) / count
+        second = (two * left - one * two * number * first[:, None]).sum(1) / count
     fitted = torch.stack([middle, first, second], 1).float()
     limit = torch.finfo(torch.bfloat16).max
     kept = fitted.clamp(-limit, limit).to(half_of(fitted[:, 1]))
-    return _nearest(wide, _four(kept.double())).to(torch.uint8), kept
+    order, bounds = _between(_four(kept.double()))
+    return order.gather(1, torch.searchsorted(bounds, wide)).to(torch.uint8), kept
 
 
 def _four(scale: Tensor) -> Tensor:
@@ -71,6 +82,12 @@ def _four(scale: Tensor) -> Tensor:
     return scale @ signs.to(scale)
 
 
-def _nearest(values: Tensor, points: Tensor) -> Tensor:
-    away = (values[:, :, None] - points[:, None, :]).abs()
-    return away.argmin(2)
+def _between(points: Tensor) -> tuple[Tensor, Tensor]:
+    """(rows, 4) codes by what they stand for, ascending; (rows, 3) the largest value of each.
+
+    A value in the middle of two has the lower code.
+    """
+    ascending, order = points.sort(stable=True, dim=1)
+    middle = (ascending[:, 1:] + ascending[:, :-1]) / 2
+    below = torch.nextafter(middle, middle.new_tensor(-torch.inf))
+    return order, torch.where(order[:, 1:] < order[:, :-1], below, middle)

@@ -99,7 +99,7 @@ def decode(codes: Codes) -> Tensor:
 
 
 def _values(rows: Tensor, scale: Tensor, by: Table) -> Tensor:
-    return by.value(by.code(_divided(rows, scale))) * scale
+    return by.rounded(_divided(rows, scale)) * scale
 
 
 def _divided(rows: Tensor, scale: Tensor) -> Tensor:

@@ -160,7 +160,7 @@ def _others(x: Tensor) -> Tensor:
             f"its input has shape {tuple(x.shape)}; wanted (samples, tokens, channels) with tokens"
             " after the first: leave it out of the recipe's bos"
         )
-    return x[:, 1:]
+    return x[:, 1:].contiguous()  # some layers view what they read
 
 
 def _joined(first: Tensor, others: Tensor) -> Tensor:

@@ -102,14 +102,19 @@ def matrix(weight: Tensor) -> tuple[Tensor, tuple[int, ...]]:
     """(out, in * kernel) values in float32, and the weight's shape.
 
     Raises:
-        ValueError: No values, or some that are not finite.
+        ValueError: No values, others than floats, or some that float32 has no finite number for.
     """
     shape = tuple(weight.shape)
     if weight.numel() == 0:
         raise ValueError(f"it holds no values, its shape is {shape}; leave the layer out (skip)")
-    if not torch.isfinite(weight).all():
-        raise ValueError("it holds NaN or infinity; quantize a network whose weights are finite")
-    return weight.detach().float().reshape(rows_of(shape), -1), shape
+    if not weight.is_floating_point():
+        raise ValueError(f"it holds {weight.dtype}, wanted floats; leave the layer out (skip)")
+    values = weight.detach().float()
+    if not torch.isfinite(values).all():
+        beyond = weight.dtype == torch.float64 and bool(torch.isfinite(weight).all())
+        what = "numbers beyond float32" if beyond else "NaN or infinity"
+        raise ValueError(f"it holds {what}; quantize a network whose weights are finite")
+    return values.reshape(rows_of(shape), -1).contiguous(), shape
 
 
 def grouped(values: Tensor, form: Format, fill: float = 0.0) -> Tensor:
@@ -118,7 +123,7 @@ def grouped(values: Tensor, form: Format, fill: float = 0.0) -> Tensor:
         return values.reshape(1, -1)
     if form.per == "channel":
         return values
-    group = form.group or 1
+    group = min(form.group or 1, values.shape[1])
     short = -values.shape[1] % group
     return torch.nn.functional.pad(values, (0, short), value=fill).reshape(-1, group)
 
@@ -139,7 +144,10 @@ def half_of(scale: Tensor) -> torch.dtype:
 
 
 def sixteen(scale: Tensor, stored: torch.dtype, zero: float = 1.0) -> Tensor:
-    """Scales rounded to the type they are stored in, ``zero`` for rows of zeros."""
+    """Scales rounded to the type they are stored in, ``zero`` for rows of zeros.
+
+    With a ``zero`` of 0 they may be subnormal: weights are not divided by them.
+    """
     limits = torch.finfo(stored)
-    kept = scale.clamp(limits.tiny, limits.max)
+    kept = scale.clamp(limits.tiny if zero else 0.0, limits.max)
     return torch.where(scale > 0, kept, zero).to(stored).float()

@@ -3,12 +3,12 @@
 In the order of execution, as a recipe's corrections say:
 
 - ``moments``: each batch norm's running statistics are shifted so that its output keeps the moments
-  it has in float on the calibration batch, and each other quantized layer's bias so that its output
-  keeps its float mean.
+  it has in float on the calibration batch. The output of a convolution that none reads, as where it
+  was folded in, keeps them too, by its scales and bias; every other quantized layer's its mean.
 - ``bias``: the latter for every quantized layer (bias correction: Nagel et al. 2019, Data-Free
   Quantization Through Weight Equalization and Bias Correction, arXiv 1906.04721).
-- ``spread``: each other layer's scales and bias so that its output keeps its float mean and
-  deviation by channel (:mod:`mpsearch.quant.spreading` says of which; the rest keep their mean).
+- ``spread``: every layer's output that no batch norm reads keeps mean and deviation, linear layers'
+  too (:mod:`mpsearch.quant.spreading` says whose deviation can be kept; the rest keep their mean).
 - ``batchnorm``: each batch norm's statistics become those of what it reads now (batch-norm tuning:
   Hubara et al. 2020, CalibTIP, arXiv 2006.10518).
 
@@ -28,7 +28,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mpsearch.quant.codes import Codes
 from mpsearch.quant.reads import Read, Reads
 from mpsearch.quant.recipe import Correction
-from mpsearch.quant.spreading import along, by_output, put, ratio, spread
+from mpsearch.quant.spreading import by_output, put, ratio, spread
+from mpsearch.tracing.sites import kind_of
 
 _SURE = 0.02  # of the mean square: a smaller variance is not found by subtraction
 _DEAD = 1e-6  # of a batch norm's own deviation: below it a channel is constant
@@ -91,10 +92,11 @@ def float_moments(
                 normed.add(name)
 
     def seen(name: str, read: Read, output: Tensor) -> Tensor:
-        if kinds and not read.lookup:
+        own = getattr(layers[name], "bias", None)
+        if kinds and not read.lookup and read.given.get("bias", read) is own:  # or it is of no use
             again.update({name} & means.keys())
             axis = output.dim() + read.channels
-            if "spread" in kinds:
+            if "spread" in kinds or ("moments" in kinds and _is_convolution(layers[name])):
                 means[name], deviations[name] = _mean_and_deviation(output, axis)
             else:
                 means[name] = _mean(output, axis)
@@ -118,6 +120,10 @@ def float_moments(
     )
 
 
+def _is_convolution(module: nn.Module) -> bool:
+    return (kind_of(module) or "").startswith("conv")
+
+
 def _biased(layers: Mapping[str, nn.Module]) -> dict[int, str]:
     """The layers that a bias can correct, by weight: not the table a head shares."""
     return {id(m.weight): n for n, m in layers.items() if not isinstance(m, nn.Embedding)}
@@ -133,7 +139,6 @@ def correcting(
     those whose scales are moved. The changes stay; see :func:`undone`.
     """
     start = _start(moments, layers.values())
-    found: dict[str, Tensor] = {}
     moved: dict[str, Codes] = {}
     movable = {n: c for n, c in by_output(codes or {}, layers).items() if n in moments.deviations}
     correct = estimate if "batchnorm" in moments.corrections else shift
@@ -145,13 +150,17 @@ def correcting(
     def seen(name: str, read: Read, output: Tensor) -> Tensor:
         if read.lookup:
             return output
-        axis = output.dim() + read.channels
+        axis, wanted = output.dim() + read.channels, moments.means[name]
         if name in movable:
-            got = _mean_and_deviation(output, axis)[1]
-            gain = ratio(moments.deviations[name], got, moments.means[name])
-            moved[name], output = spread(movable[name], layers[name], read, output, gain)
-        found[name] = moments.means[name] - _mean(output, axis)
-        return output + along(found[name].to(output.dtype), output, axis)
+            mean, got = _mean_and_deviation(output, axis)
+            gain = ratio(moments.deviations[name], got, wanted)
+            moved[name], gain = spread(movable[name], layers[name], gain)
+            bias = read.given.get("bias")
+            mean = mean * gain if bias is None else (mean - bias.double()) * gain + bias.double()
+        else:
+            mean = _mean(output, axis)
+        add_to_bias(layers[name], wanted - mean)
+        return read.again(bias=layers[name].bias)  # to the last bit what it will return from now on
 
     with ExitStack() as stack:
         for module in moments.norms if norms else ():
@@ -161,8 +170,6 @@ def correcting(
         if weights:
             stack.enter_context(Reads(weights, seen))
         yield moved
-    for name, error in found.items():
-        add_to_bias(layers[name], error)
 
 
 def estimate(norm: _BatchNorm, _: tuple[Tensor, Tensor], got: tuple[Tensor, Tensor]) -> None:
@@ -284,5 +291,6 @@ def _mean_and_deviation(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
 def _about(x: Tensor, mean: Tensor, axis: int) -> Tensor:
     """(channels,) the variance about a mean, which is to be far more exact than the values."""
     middle = mean.to(x.dtype)
-    square = _mean((x - along(middle, x, axis)).square_(), axis)
+    far = x.movedim(axis, -1) - middle
+    square = _mean(far.square_().movedim(-1, axis), axis)
     return (square - (middle.double() - mean).square()).clamp_min(0)

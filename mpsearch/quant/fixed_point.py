@@ -19,7 +19,8 @@ def encode(weight: Tensor, form: Format) -> Codes:
     this = form.as_weight()
     values, shape = matrix(weight)
     kind = next(t for t in (torch.int8, torch.int16, torch.int32) if this.bits <= t.itemsize * 8)
-    return Codes(integers(values, this.base).to(kind), None, None, this, shape)
+    whole = integers(weight.detach(), this.base).reshape(values.shape)
+    return Codes(whole.to(kind), None, None, this, shape)
 
 
 def decode(codes: Codes) -> Tensor:

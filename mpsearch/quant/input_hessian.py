@@ -18,7 +18,6 @@ from mpsearch.tracing import module_weight, output_first, sites
 _ELEMENTS = 1 << 27  # of Hessians that are in memory at once
 _READ = 1 << 24  # numbers that are multiplied at once
 _SAMPLES = 16  # that go through the model together
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def as_rows(weight: Tensor, module: nn.Module) -> Tensor:
@@ -27,8 +26,6 @@ def as_rows(weight: Tensor, module: nn.Module) -> Tensor:
     values = weight.detach().double()
     if isinstance(module, nn.Embedding):
         return values.t()[None]
-    if isinstance(module, _TRANSPOSED):
-        return values.reshape(groups, len(values) // groups, -1).mT
     first = output_first(values, module)
     return first.reshape(groups, len(first) // groups, -1)
 
@@ -37,8 +34,6 @@ def from_rows(rows: Tensor, module: nn.Module, shape: Sequence[int]) -> Tensor:
     """What :func:`as_rows` took apart, in the ``shape`` the module stores its weight in."""
     if isinstance(module, nn.Embedding):
         return rows[0].t()
-    if isinstance(module, _TRANSPOSED):
-        return rows.mT.reshape(tuple(shape))
     first = output_first(torch.empty(tuple(shape), device="meta"), module)
     return output_first(rows.reshape(first.shape), module)
 
@@ -116,7 +111,7 @@ class InputHessians:
 
         def add(name: str, read: Read, output: Tensor) -> Tensor:
             if read.lookup == (name in tables):
-                sums[name] = sums[name] + _gram(read)
+                sums[name] = sums[name] + _gram(read, output)
             return output
 
         reads = Reads({id(self.weights[name]): name for name in names}, add)
@@ -128,13 +123,17 @@ class InputHessians:
         return {name: total * (2 / count) for name, total in sums.items()}
 
 
-def _gram(read: Read) -> Tensor:
+def _gram(read: Read, output: Tensor) -> Tensor:
     """The sum over positions of x x^T, for a lookup of its diagonal."""
     weight, x = read.given["weight"], read.given["input"]
     if read.lookup:
         return torch.bincount(x.flatten(), minlength=len(weight)).double()[None]
-    kernel = weight[0, 0].numel() if weight.dim() > 2 else 1
-    step = max(1, _READ * len(x) // max(1, x.numel() * kernel)) if x.dim() > 1 else 1
+    numbers = x.numel()
+    if weight.dim() > 2:  # of patches; a transposed convolution has more of them than it reads
+        numbers = weight[0, 0].numel() * max(
+            numbers, numbers // x[0, 0].numel() * output[0, 0].numel()
+        )
+    step = max(1, _READ * len(x) // max(1, numbers)) if x.dim() > 1 else 1
     total: Any = 0
     for part in x.split(step) if x.dim() > 1 else [x]:
         seen = Read(read.func, {**read.given, "input": part}).inputs(1)[0].double()
@@ -145,8 +144,9 @@ def _gram(read: Read) -> Tensor:
 def _checked(name: str, total: Tensor) -> Tensor:
     if total.dim() == 0:
         raise ValueError(
-            f"layer {name!r} is not called on the calibration batches, so its input has no Hessian;"
-            " give batches that reach it, or leave it out with skip"
+            f"layer {name!r} is not called on the calibration batches, or multiplies by its weight"
+            " in its own way (F.linear, addmm and convolutions are known), so its input has no"
+            " Hessian; give batches that reach it, or leave it out with skip"
         )
     if not torch.isfinite(total).all():
         raise ValueError(

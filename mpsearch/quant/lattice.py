@@ -112,5 +112,6 @@ def spread(each: Tensor, codes: Codes) -> Tensor:
         return each.expand(shape)
     if codes.format.per == "channel":
         return each[:, None].expand(shape)
-    wide = each.reshape(shape[0], -1).repeat_interleave(codes.format.group or 1, 1)
+    group = min(codes.format.group or 1, shape[1])
+    wide = each.reshape(shape[0], -1).repeat_interleave(group, 1)
     return wide[:, : shape[1]]

@@ -8,7 +8,7 @@ there is a table for each, and the one that leaves the least squared error is ta
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from mpsearch.quant.clipping import clip
 from mpsearch.quant.codes import Codes, grouped, half_of, matrix, sixteen, ungrouped
 from mpsearch.quant.recipe import Ranges
 
+_CELLS, _DROPPED = 1 << 17, 15  # of the bits of a float, those that a cell does not look at
 _CHUNK = 1 << 18  # weights searched at once, and at most looked at to choose a table
 NF4 = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
@@ -42,18 +43,54 @@ class Table:
     codes: Tensor
     bounds: Tensor
 
+    @cached_property
+    def points(self) -> Tensor:
+        """What the intervals stand for, from the least up."""
+        return self.values[self.codes.long()]
+
     @property
     def top(self) -> float:
         """Largest magnitude."""
-        return float(self.values[self.codes.long()].abs().max())
+        return float(self.points.abs().max())
+
+    @cached_property
+    def cells(self) -> Tensor:
+        """(2**17,) the interval of the least of all floats that share their first 17 bits.
+
+        So many bits tell the bounds of a table apart: no cell holds two.
+        """
+        first = torch.arange(-_CELLS // 2, _CELLS // 2, dtype=torch.int32) << _DROPPED
+        least = torch.where(first < 0, first + (1 << _DROPPED) - 1, first).view(torch.float32)
+        least = least.nan_to_num(-torch.inf, torch.inf, -torch.inf)
+        return torch.bucketize(least, self.bounds).to(torch.int16)
 
     def code(self, x: Tensor) -> Tensor:
         """Codes of scaled values, as uint8, or int16 where there are more than 8 bits."""
-        return self.codes.to(x.device)[torch.bucketize(x, self.bounds.to(x.device))]
+        return _at(self.codes, self._interval(x)).reshape(x.shape)
 
     def value(self, codes: Tensor) -> Tensor:
         """What codes stand for."""
-        return self.values.to(codes.device)[codes.long()]
+        return _at(self.values, codes.reshape(-1).int()).reshape(codes.shape)
+
+    def rounded(self, x: Tensor) -> Tensor:
+        """What the codes of scaled values stand for."""
+        return _at(self.points, self._interval(x)).reshape(x.shape)
+
+    def _interval(self, x: Tensor) -> Tensor:
+        """(values,) places of their intervals: from the first bits, then by the bound there."""
+        flat = x.float().reshape(-1)
+        cell = (flat.view(torch.int32) >> _DROPPED).add_(_CELLS // 2)
+        found = _at(self.cells, cell).int()
+        return found.add_(_at(self._ends, found).lt_(flat).int())
+
+    @cached_property
+    def _ends(self) -> Tensor:
+        return torch.cat([self.bounds, torch.tensor([torch.inf])])
+
+
+def _at(known: Tensor, places: Tensor) -> Tensor:
+    """Several times as fast as an index in brackets."""
+    return known.to(places.device).index_select(0, places)
 
 
 def table(values: Tensor, bounds: Tensor | None = None) -> Table:
@@ -122,12 +159,13 @@ def _chosen(rows: Tensor, form: Format, ranges: Ranges) -> tuple[int, Table]:
     known = tables(form)
     if len(known) == 1:
         return next(iter(known.items()))
-    seen = rows[:: max(1, -(-rows.numel() // _CHUNK))]
+    seen = rows[:: -(-rows.numel() // _CHUNK)]
+    seen = seen[:, :: -(-seen.numel() // _CHUNK)].contiguous()
     stored = half_of(rows.abs().amax(1))
 
     def error(choice: int) -> float:
         scale = _scales(seen, known[choice], ranges, stored)[:, None]
-        found = known[choice].value(known[choice].code(seen / scale)) * scale
+        found = known[choice].rounded(seen / scale) * scale
         return float((found - seen).double().square().sum())
 
     best = min(known, key=error)
@@ -143,7 +181,8 @@ def _scales(rows: Tensor, by: Table, ranges: Ranges, stored: torch.dtype) -> Ten
     def searched(part: Tensor, most: Tensor) -> Tensor:
         def error(shares: Tensor) -> Tensor:
             scale = sixteen(most * shares[0], stored)[:, None]
-            return (by.value(by.code(part / scale)) * scale - part).square_().sum(1)
+            wide = (by.rounded(x / scale).mul_(scale).sub_(x) for x in part.split(_CHUNK, 1))
+            return torch.stack([each.square_().sum(1) for each in wide]).sum(0)
 
         return sixteen(most * clip(error, 1, len(part), part)[0], stored)
 

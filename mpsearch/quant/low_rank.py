@@ -37,8 +37,10 @@ def _turned(
     wide, limit = values.double(), torch.finfo(torch.float32).max
     rank = min(form.rank, *values.shape)
     left, right = values.new_zeros(len(values), rank), values.new_zeros(rank, values.shape[1])
-    turns = []
+    turns, rest = [], wide
     for turn in range(_TURNS):
+        if turn:
+            left, right = factors(rest, rank)
         left, right = _sixteen(left), _sixteen(right)
         branch = left.double() @ right.double()
         codes = inner((wide - branch).clamp(-limit, limit).float().reshape(shape), ranges)
@@ -46,7 +48,7 @@ def _turned(
         more = {**codes.more, "left": left, "right": right}
         error = float((found + branch - wide).square().sum())
         turns.append((error, turn, replace(codes, format=form, more=more)))
-        left, right = factors(wide if turn == 0 else wide - found, rank)
+        rest = wide - found if turn else wide
     error, _, best = min(turns, key=lambda turn: turn[:2])
     return error, best
 
@@ -64,16 +66,16 @@ def factors(values: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     width = min(rank + _MORE, *values.shape)
     seeded = torch.Generator().manual_seed(0)
     size = values.double().abs().max().clamp_min(torch.finfo(torch.float32).tiny)
-    scaled = values.double() / size
-    start = torch.randn(scaled.shape[1], width, generator=seeded, dtype=torch.float64)
+    scaled = (values / size).float()  # the factors are rounded to 16 bits
+    start = torch.randn(scaled.shape[1], width, generator=seeded)
     basis = torch.linalg.qr(scaled @ start.to(scaled.device)).Q
     for _ in range(_POWERS if width < min(values.shape) else 0):
         basis = torch.linalg.qr(scaled @ (scaled.T @ basis)).Q
     u, s, v = torch.linalg.svd(basis.T @ scaled, full_matrices=False)
     root = s[:rank].sqrt()
-    shared = size.sqrt()
-    left = (basis @ u[:, :rank]) * root * shared
-    return left.float(), (root[:, None] * v[:rank] * shared).float()
+    half = torch.exp2((torch.frexp(size).exponent // 2).double())  # changes no digit of a factor
+    left = (basis @ u[:, :rank]) * root * half
+    return left.float(), (root[:, None] * v[:rank] * (size / half)).float()
 
 
 def _sixteen(factor: Tensor) -> Tensor:

@@ -103,7 +103,7 @@ def quantized_like(
     for name in options:
         module_weight(new, name)
     weights = {site.name: site.weight for site in sites(new)}
-    options = shared(weights, options)
+    options = _changed(shared(weights, options))
     grids: dict[str, Grid | None] = {}
     for name, option in options.items():
         inputs = activations.supported(option.activation)

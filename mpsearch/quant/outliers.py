@@ -15,19 +15,41 @@ from mpsearch.quant.codes import Codes, half_of, matrix
 
 
 def chosen(salience: Tensor, count: int) -> Tensor:
-    """(like salience) whether a value is among the ``count`` largest; of equal ones the first."""
-    order = salience.reshape(-1).argsort(descending=True, stable=True)
-    mask = torch.zeros(salience.numel(), dtype=torch.bool, device=salience.device)
-    mask[order[:count]] = True
+    """(like salience) whether a value is among the ``count`` largest; of equal ones the first.
+
+    Raises:
+        ValueError: NaN among them.
+    """
+    flat = salience.reshape(-1)
+    least = flat.kthvalue(len(flat) - count + 1).values
+    if flat.isnan().any():
+        raise ValueError("salience holds NaN; give numbers, the largest for what is to be kept")
+    mask = flat > least
+    mask[(flat == least).nonzero().flatten()[: count - int(mask.sum())]] = True
     return mask.reshape(salience.shape)
+
+
+def importance(values: Tensor, shape: tuple[int, ...], salience: Tensor | None) -> Tensor:
+    """(out, in * kernel) what is kept by: magnitudes, or those of what is said of each weight.
+
+    Raises:
+        ValueError: A salience of another shape.
+    """
+    if salience is None:
+        return values.abs()
+    if tuple(salience.shape) != shape:
+        raise ValueError(
+            f"salience is one number a weight, of shape {shape}, got {tuple(salience.shape)}"
+        )
+    return salience.abs().float().reshape(values.shape)
 
 
 def split(
     weight: Tensor, form: Format, salience: Tensor | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The weight with its outliers at zero, and what is stored of them."""
-    values, _ = matrix(weight)
-    by = values.abs() if salience is None else salience.abs().float().reshape(values.shape)
+    values, shape = matrix(weight)
+    by = importance(values, shape, salience)
     mask = chosen(by, kept_of(values.numel(), form.outliers))
     kept = values[mask]
     limit = torch.finfo(torch.bfloat16).max

@@ -6,6 +6,8 @@ Code ``i`` takes bits ``i*bits`` to ``(i+1)*bits - 1`` of the stream, least sign
 import torch
 from torch import Tensor
 
+_CHUNK = 1 << 15  # codes worked on at once, whole bytes of them: what is touched stays in the cache
+
 
 def pack(codes: Tensor, bits: int) -> Tensor:
     """(ceil(n*bits/8),) uint8 stream of ``n`` integer codes; negative ones in two's complement.
@@ -21,13 +23,16 @@ def pack(codes: Tensor, bits: int) -> Tensor:
         raise ValueError(
             f"codes from {int(flat.min())} to {int(flat.max())} do not fit in {bits} bits"
         )
-    whole = _whole(len(flat), bits)
-    unsigned = torch.zeros(whole * 8 // bits, dtype=kind, device=codes.device)
+    return torch.cat([_packed(part, bits, kind) for part in flat.split(_CHUNK)])
+
+
+def _packed(flat: Tensor, bits: int, kind: torch.dtype) -> Tensor:
+    unsigned = torch.zeros(-(-len(flat) // 8) * 8, dtype=kind, device=flat.device)
     wide = torch.int16 if bits <= 8 else torch.int64
     unsigned[: len(flat)] = (flat.to(wide) & ((1 << bits) - 1)).to(kind)
-    ones = ((unsigned[:, None] >> _powers(bits, codes, kind)) & 1).to(torch.uint8)
-    stream = (ones.reshape(-1, 8) << _powers(8, codes, torch.uint8)).sum(1, dtype=torch.uint8)
-    return stream[: -(-len(flat) * bits // 8)].clone()  # no storage beyond the stream
+    ones = ((unsigned[:, None] >> _powers(bits, flat, kind)) & 1).to(torch.uint8)
+    stream = (ones.reshape(-1, 8) << _powers(8, flat, torch.uint8)).sum(1, dtype=torch.uint8)
+    return stream[: -(-len(flat) * bits // 8)]
 
 
 def unpack(stream: Tensor, bits: int, count: int, *, signed: bool = False) -> Tensor:
@@ -43,11 +48,8 @@ def unpack(stream: Tensor, bits: int, count: int, *, signed: bool = False) -> Te
         raise ValueError(
             f"{count} codes of {bits} bits are {-(-count * bits // 8)} bytes, got {len(stream)}"
         )
-    padded = torch.zeros(_whole(count, bits), dtype=torch.uint8, device=stream.device)
-    padded[: len(stream)] = stream
-    ones = (padded[:, None] >> _powers(8, stream, torch.uint8)) & 1
-    shifted = ones.reshape(-1, bits).to(kind) << _powers(bits, stream, kind)
-    codes = shifted.sum(1, dtype=kind)[:count]
+    parts = stream.split(_CHUNK // 8 * bits)
+    codes = torch.cat([_unpacked(part, bits, kind) for part in parts])[:count]
     if not signed:
         return codes if bits <= 8 or bits == 32 else codes.to(torch.int32)
     wide = codes.to(torch.int16) if bits <= 8 else codes
@@ -55,16 +57,19 @@ def unpack(stream: Tensor, bits: int, count: int, *, signed: bool = False) -> Te
     return ranged.to(torch.int8 if bits <= 8 else torch.int32)
 
 
+def _unpacked(stream: Tensor, bits: int, kind: torch.dtype) -> Tensor:
+    padded = torch.zeros(-(-len(stream) // bits) * bits, dtype=torch.uint8, device=stream.device)
+    padded[: len(stream)] = stream
+    ones = (padded[:, None] >> _powers(8, stream, torch.uint8)) & 1
+    shifted = ones.reshape(-1, bits).to(kind) << _powers(bits, stream, kind)
+    return shifted.sum(1, dtype=kind)
+
+
 def _checked(bits: int) -> torch.dtype:
     """The type that the arithmetic on such codes is done in."""
     if not 1 <= bits <= 32:
         raise ValueError(f"codes have 1 to 32 bits, got {bits!r}")
     return torch.uint8 if bits <= 8 else torch.int64
-
-
-def _whole(count: int, bits: int) -> int:
-    """Bytes of the stream, rounded up so that it holds whole bytes and whole codes."""
-    return -(-count // 8) * bits
 
 
 def _powers(bits: int, like: Tensor, kind: torch.dtype) -> Tensor:

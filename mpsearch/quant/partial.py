@@ -10,7 +10,7 @@ from torch import Tensor
 from mpsearch.families import kept_of
 from mpsearch.formats import Format
 from mpsearch.quant.codes import Codes, grouped, half_of, matrix, sixteen, ungrouped
-from mpsearch.quant.outliers import chosen
+from mpsearch.quant.outliers import chosen, importance
 
 _TOP = 127
 
@@ -19,8 +19,7 @@ def encode(weight: Tensor, form: Format, salience: Tensor | None = None) -> Code
     """The codes of a weight, outputs first; the salient weights are the largest, or as said."""
     this = form.as_weight()
     values, shape = matrix(weight)
-    by = values.abs() if salience is None else salience.abs().float().reshape(values.shape)
-    mask = chosen(by, kept_of(values.numel(), this.share))
+    mask = chosen(importance(values, shape, salience), kept_of(values.numel(), this.share))
     peak = torch.where(mask, values.abs(), 0).amax(1)
     kind = half_of(peak / _TOP)
     wide = sixteen(peak / _TOP, kind)

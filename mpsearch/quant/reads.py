@@ -1,7 +1,7 @@
 """Operations that read a weight, as they happen, and what the weight meets in each.
 
 A convolution is a matrix product with patches of what it reads (im2col); one with groups is one
-product for each.
+product for each. A transposed one is a convolution of what it reads with zeros in between.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -48,6 +48,13 @@ class Read:
         """The axis of the output that has a channel for each row of the weight, from the end."""
         return -1 if self.func in _FLAT else 1 - self.given["weight"].dim()
 
+    def again(self, **changed: Any) -> Tensor:
+        """What the operation returns by now, with some arguments changed."""
+        given = {"bias": None, **self.given, **changed}
+        first = [given.pop(name) for name in _ARGUMENTS[self.func][:3]]  # some know other names
+        output: Tensor = self.func(*first, **given)
+        return output
+
     def inputs(self, samples: int) -> Tensor:
         """(samples, groups, p, positions) what is read at each position; it may be a patch."""
         x, weight = self.given["input"].detach(), self.given["weight"]
@@ -56,16 +63,13 @@ class Read:
         if self.func in _FLAT:
             flat: Tensor = x.reshape(samples, 1, -1, x.shape[-1])
             return flat.mT
-        return self._grouped(x if self.func in _TRANSPOSING else self._patches(x), samples)
+        return self._grouped(self._patches(x), samples)
 
     def gradients(self, gradient: Tensor, samples: int) -> Tensor:
         """(samples, groups, q, positions) a gradient at the output, for the same positions."""
         if self.func in _FLAT:
             return gradient.reshape(samples, 1, -1, gradient.shape[-1]).mT
-        if self.func not in _TRANSPOSING:
-            return self._grouped(gradient, samples)
-        read = self.given["input"].shape[2:]  # what it wrote is to a convolution what it reads
-        return self._grouped(self._patches(gradient, read), samples)
+        return self._grouped(gradient, samples)
 
     def _grouped(self, x: Tensor, samples: int) -> Tensor:
         """(n * samples, groups * rows, ...) to (samples, groups, rows, n * positions)."""
@@ -74,22 +78,38 @@ class Read:
         )
         return each.permute(0, 2, 3, 1, 4).flatten(3)
 
-    def _patches(self, x: Tensor, positions: Sequence[int] | None = None) -> Tensor:
+    def _patches(self, x: Tensor) -> Tensor:
         """(N, channels * kernel, *positions) what the kernel sees at each position."""
         kernel = self.given["weight"].shape[2:]
         axes = len(kernel)
-        stride, dilation = (_each(self.given.get(n, 1), axes) for n in ("stride", "dilation"))
+        stride, dilation, more = (
+            _each(self.given.get(name, least), axes)
+            for name, least in (("stride", 1), ("dilation", 1), ("output_padding", 0))
+        )
         spans = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
         sides = _sides(self.given.get("padding", 0), spans)
+        transposed = self.func in _TRANSPOSING
+        if transposed:
+            x, stride = _apart(x, stride), [1] * axes
+            pairs = zip(spans, sides, more, strict=True)
+            sides = [(span - 1 - a, span - 1 - b + out) for span, (a, b), out in pairs]
         x = F.pad(x, [side for pair in reversed(sides) for side in pair])
         for axis in range(axes):
             x = x.unfold(axis + 2, spans[axis], stride[axis])[..., :: dilation[axis]]
-        if positions is not None:
-            for axis, size in enumerate(positions):
-                x = x.narrow(axis + 2, 0, size)
+        if transposed:  # its kernel is met from the other end
+            x = x.flip([*range(2 + axes, 2 + 2 * axes)])
         seen = x.shape[2 : 2 + axes]
         x = x.permute(0, 1, *range(2 + axes, 2 + 2 * axes), *range(2, 2 + axes))
         return x.reshape(len(x), -1, *seen)
+
+
+def _apart(x: Tensor, stride: Sequence[int]) -> Tensor:
+    """With zeros between its positions."""
+    wide = [(size - 1) * step + 1 for size, step in zip(x.shape[2:], stride, strict=True)]
+    found = x.new_zeros(*x.shape[:2], *wide)
+    every: Any = [slice(None, None, step) for step in stride]
+    found[(..., *every)] = x
+    return found
 
 
 def read_of(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> Read | None:

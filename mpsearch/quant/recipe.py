@@ -28,12 +28,13 @@ class Recipe:
             ``adaround`` (by gradients, and slow), ``adaquant`` (so, and its scales).
             Weights in other formats are rounded to nearest; an option may name another method.
         corrections: What is done after rounding: ``moments`` gives every batch norm's output its
-            float mean and variance back, and every other quantized layer's output its float mean;
-            ``bias`` gives every quantized layer's output its float mean; ``batchnorm`` estimates
-            the statistics of every batch norm again; ``spread`` gives each output that no
-            batch norm reads its float mean and, where each of its channels has one integer scale,
-            its deviation. That is much where batch norms were folded, and no default because
-            transformers of 2 and 3 bits lose (``tests/bench/recipes.py`` measures both).
+            float mean and variance back, and likewise that of a convolution that none reads, as
+            where it was folded in, if each of its channels has one integer scale; other quantized
+            layers' outputs get their float mean. ``bias`` gives every quantized layer's output its
+            float mean; ``batchnorm`` estimates the statistics of every batch norm again; ``spread``
+            gives linear layers' outputs the deviation too, as ``moments`` does convolutions'. That
+            is no default because transformers of 2 and 3 bits lose (``tests/bench/recipes.py``
+            measures all).
         activation_ranges: What an input's static range is chosen by.
         percentile: Share of the values, in percent, that the ``percentile`` range covers, and
             ``clip``'s.
@@ -91,6 +92,7 @@ class Recipe:
             value = getattr(self, name)
             if not _is_number(value) or value < 1 or value % 1 != 0:
                 raise ValueError(f"recipe: {name} is a whole number from 1 up, got {value!r}")
+            object.__setattr__(self, name, int(value))  # a document may say 256.0
         if not _is_number(self.alpha) or not 0 <= self.alpha <= 1:
             raise ValueError(f"recipe: alpha is a number from 0 to 1, got {self.alpha!r}")
         if not _is_number(self.damp) or not 0 < self.damp < float("inf"):

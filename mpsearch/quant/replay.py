@@ -149,6 +149,15 @@ class Replay:
         self.ran = self.skipped = 0
 
 
+def refuse_inference_mode() -> None:
+    """Raise ``ValueError`` where tensors count no changes."""
+    if torch.is_inference_mode_enabled():
+        raise ValueError(
+            "torch.inference_mode is on: tensors made in it count no changes, by which it is known"
+            " what work to use again; call this outside of it (torch.no_grad will do)"
+        )
+
+
 def kept_bytes(model: nn.Module, batch: Any, names: Sequence[str]) -> int:
     """What a :class:`Replay` keeps without a limit; one forward."""
     calls, _ = _record(model, batch, {})

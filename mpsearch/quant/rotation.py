@@ -78,8 +78,11 @@ def _writers(
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """(out, in) weights, or tables so turned, and biases: read by additions and norms alone."""
     held = {site.module: site.weight for site in sites(model) if site.weight is not None}
-    for module, found in consumers(model, batch, held).items():
-        if found and all(one.name in _SUMS or one.module in norms for one in found):
-            weight, bias = held[module], getattr(module, "bias", None)
+    taken: set[nn.Parameter] = set()  # an encoder and a decoder may share their table
+    for module, found in consumers(model, batch, held, through=True).items():
+        weight, bias = held[module], getattr(module, "bias", None)
+        among = all(one.name in _SUMS or one.module in norms for one in found)
+        if found and among and weight not in taken:
+            taken.add(weight)
             table = isinstance(module, nn.Embedding)
             yield weight.t() if table else output_first(weight, module), bias

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from mpsearch.quant.codes import Codes, sixteen
 from mpsearch.quant.lattice import is_integer
-from mpsearch.quant.reads import Read
 from mpsearch.quant.recipe import Recipe
 from mpsearch.tracing import output_first
 
@@ -49,28 +48,17 @@ def ratio(wanted: Tensor, got: Tensor, mean: Tensor) -> Tensor:
     return torch.where(alive, wanted / got, 1.0).clamp(1 / _MOST, _MOST)
 
 
-def spread(
-    codes: Codes, module: nn.Module, read: Read, output: Tensor, gain: Tensor
-) -> tuple[Codes, Tensor]:
-    """Scales times a gain, as they are stored, put in a module; the codes, and its output then."""
+def spread(codes: Codes, module: nn.Module, gain: Tensor) -> tuple[Codes, Tensor]:
+    """Scales times a gain, as they are stored, put in a module; the codes, and what the gain is.
+
+    That is (channels,) in float64, a 16-bit scale over another.
+    """
     if codes.scale is None:
         raise ValueError(f"integers have scales, got none in {str(codes.format)!r}")
     scale = sixteen(codes.scale.double() * gain, codes.scale.dtype).to(codes.scale.dtype)
-    new, axis = replace(codes, scale=scale), output.dim() + read.channels
+    new = replace(codes, scale=scale)
     put(new, module)
-    real = along((scale.double() / codes.scale.double()).to(output.dtype), output, axis)
-    bias = read.given.get("bias")
-    if bias is None:
-        return new, output * real
-    rest = along(bias, output, axis)
-    return new, (output - rest) * real + rest
-
-
-def along(each: Tensor, x: Tensor, axis: int) -> Tensor:
-    """One number for each channel, to be broadcast with a tensor."""
-    width = [1] * x.dim()
-    width[axis] = -1
-    return each.view(width)
+    return new, (scale.double() / codes.scale.double()).flatten()
 
 
 def refuse(recipe: Recipe, why: str) -> None:

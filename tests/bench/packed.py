@@ -134,7 +134,7 @@ def large(count: int) -> list[Line]:
         rows = len(room) * 8 // max(bits, 4) // _WIDE // 32 * 32
         made = grown(ours(32, _WIDE, f"int{bits}g128"), rows, room)
         calls[str(bits)] = partial(made, x)
-        sizes[str(bits)] = made.weight.codes.nbytes + made.weight.scales.nbytes
+        sizes[str(bits)] = made.packed.codes.nbytes + made.packed.scales.nbytes
     taken = rounds(calls, count, 1)
     speed = {name: sizes[name] / taken[name][0] / 1e9 for name in calls}
     print("1 x 8192 x what fills the bytes, groups of 128: GB, ms of CPU, of wall, GB/s")
@@ -150,7 +150,7 @@ def large(count: int) -> list[Line]:
 
 def grown(made: Linear, rows: int, room: torch.Tensor) -> Linear:
     """The kernel with more rows, whose codes are whatever is there."""
-    of, groups = made.weight, _WIDE // 128
+    of, groups = made.packed, _WIDE // 128
     of.rows = rows
     of.codes = room[: rows * _WIDE * of.bits // 8].view(rows // 32, groups, -1)
     of.scales = torch.full((rows // 32, groups, 32), 0.01).half()

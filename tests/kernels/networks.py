@@ -35,6 +35,36 @@ class PaddedConv(nn.Conv2d):
         return super().forward(input).relu()
 
 
+class Conv1D(nn.Module):
+    """A linear layer as Hugging Face's GPT-2 has it: (inputs, outputs)."""
+
+    def __init__(self, outputs: int, inputs: int) -> None:
+        super().__init__()
+        self.nf = outputs
+        self.weight = nn.Parameter(torch.randn(inputs, outputs))
+        self.bias = nn.Parameter(torch.randn(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = torch.addmm(self.bias, x.reshape(-1, x.shape[-1]), self.weight)
+        return found.view(*x.shape[:-1], self.nf)
+
+
+class Looking(nn.Module):
+    """Reads a layer's attributes without calling it, as vision transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, 6, 2, stride=2)
+        self.mixed = Conv1D(4, 6)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.patch(x.to(self.patch.weight.dtype)).flatten(2).mT
+        out: Tensor = self.head(self.mixed(found).to(self.head.weight.dtype))
+        sides = self.patch.stride[0] * self.patch.out_channels, *self.head.weight.shape
+        return out.reshape(*out.shape[:2], self.head.out_features) / sum(map(int, sides))
+
+
 def at(option: str) -> tuple[nn.Module, nn.Module, Tensor]:
     """The network, the same quantized to one option, and an input."""
     torch.manual_seed(0)

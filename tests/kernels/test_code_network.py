@@ -21,7 +21,7 @@ from mpsearch.kernels.onednn import Fused
 from mpsearch.kernels.running import on_kernels, ran
 from mpsearch.kernels.torch_cpu import TorchCpu
 from mpsearch.quant.model import quantize
-from tests.kernels.networks import Net
+from tests.kernels.networks import Conv1D, Net
 from tests.kernels.test_code_steps import agree, literally, meant
 
 CODES = "torch-cpu:codes"
@@ -349,6 +349,61 @@ def test_layers_without_a_kernel_are_refused_or_run_in_floats() -> None:
     assert float((found - wanted).abs().mean()) < 1e-3 * float(wanted.abs().mean())
 
 
+class Deep(nn.Module):
+    """Convolutions that have no integer kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.solid = nn.Conv3d(2, 4, 3, padding=1, groups=2)
+        self.up = nn.ConvTranspose2d(12, 6, 3, stride=2, groups=3)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.up(self.solid(x).flatten(1, 2)).mean((2, 3)))
+        return out
+
+
+def test_convolutions_of_every_kind_run_in_floats() -> None:
+    model, x = made(Deep, 4, 2, 3, 5, 6)
+    options = {"solid": "w8a8", "up": "int4/int5", "head": "w8a8"}
+    real = mp.quantize(model, options, [x], backend=CODES, fallback="plain")
+    assert ran(real)["solid"] == "fp32/fp32 in place of int8/int8"
+    assert ran(real)["up"] == "fp32/fp32 in place of int4/int5"
+    fake = quantize(model, options, [x])
+    with torch.no_grad():
+        torch.testing.assert_close(real(x[:3]), fake(x[:3]))
+
+
+class ByName(nn.Module):
+    """Reads whatever it is given by name, with a linear layer of transformers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 6), Conv1D(6, 4)
+
+    def forward(self, **given: Tensor) -> Tensor:
+        out: Tensor = self.one(given["a"]) - self.two(given["b"])
+        return out
+
+
+def test_batches_may_name_their_tensors_in_any_order() -> None:
+    torch.manual_seed(0)
+    model, options = ByName().eval(), {"one": "w8a8", "two": "w8a8"}
+    first = {"a": torch.randn(5, 4), "b": 30 * torch.randn(5, 4)}
+    batches = [first, {"b": first["b"], "a": first["a"]}]
+    real = mp.quantize(model, options, batches, backend=CODES)
+    assert ran(real)["two"] == "int8/int8"
+    with torch.no_grad():
+        torch.testing.assert_close(real(**first), quantize(model, options, batches)(**first))
+
+
+def test_batches_that_name_other_tensors_are_refused() -> None:
+    model, batches = Several().eval(), [{"a": torch.randn(5, 4), "b": torch.randn(5, 3)}]
+    captured = quantize(model, {"one": "w8a8"}, batches)
+    with pytest.raises(ValueError, match=r"batches name the tensors \[\['a', 'b'\], \['a'\]\]; a"):
+        on_kernels(captured, {"one": "w8a8"}, CODES, [*batches, {"a": torch.randn(5, 4)}])
+
+
 def test_attention_and_tables() -> None:
     torch.manual_seed(0)
     model, ids = Attention().eval(), torch.randint(11, (3, 5))
@@ -499,12 +554,19 @@ class Contained(Branching):
         return Own(y=self.one(x))
 
 
-class Upwards(nn.Module):
-    """A layer without a kernel."""
+class Product(nn.Linear):
+    """Multiplies in its own way."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (torch's name)
+        return input @ self.weight.t()
+
+
+class Products(Branching):
+    """A layer that is no call of torch's."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.one = nn.ConvTranspose2d(3, 4, 2)
+        self.one = Product(4, 4)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.one(x)
@@ -520,7 +582,7 @@ class Upwards(nn.Module):
             "cannot capture the Branching: .*; run it layer by layer, on 'torch-cpu'",
         ),
         (Strided, (2, 4), "as_strided reads memory, laid out otherwise for codes; run it layer by"),
-        (Upwards, (2, 3, 5, 5), "layer 'one': torch.export shows it as operators that are no call"),
+        (Products, (3, 4), "layer 'one': torch.export shows it as operators that are no call"),
     ],
 )
 def test_what_cannot_be_put_together_is_refused(

@@ -71,6 +71,26 @@ def test_a_kernel_writes_the_type_it_reads() -> None:
     assert kernel(x.bfloat16()).dtype is torch.bfloat16
 
 
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("wide", (2, 11), r"reads 12 values along axis -1, got an input of shape \(2, 11\)"),
+        ("wide", (), r"reads 12 values along axis -1, got an input of shape \(\)"),
+        ("stem", (2, 4, 9, 9), "reads 3 values along axis -3, got"),
+        ("grouped", (2, 4, 9, 9), "reads 8 values along axis -3, got"),
+        ("stem", (9, 9), "reads 3 values along axis -3, got"),
+    ],
+)
+def test_an_input_of_another_width_is_refused(
+    name: str, shape: tuple[int, ...], message: str
+) -> None:
+    _, model, _ = at("w8a8")
+    kernel = OneDnn().kernel(layer(name), mp.Option.parse("w8a8"), model.get_submodule(name))
+    assert kernel is not None
+    with pytest.raises(ValueError, match=f"layer '{name}' {message}"):
+        kernel(torch.randn(shape))
+
+
 @pytest.mark.parametrize("option", ["w4a16", "fp32/fp32", "int4a/int8", "int4g4/int8", "bf16/int8"])
 def test_there_is_no_kernel_for_other_formats(option: str) -> None:
     _, model, _ = at(option)

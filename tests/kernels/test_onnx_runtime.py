@@ -1,5 +1,7 @@
 """Layers in ONNX Runtime beside the modules they stand for: sums of codes exact, outputs close."""
 
+import copy
+import pickle
 from typing import Any
 
 import numpy as np
@@ -14,12 +16,13 @@ from mpsearch.kernels.onnx_graph import needed
 from mpsearch.kernels.onnx_layers import Weight
 from mpsearch.kernels.onnx_runtime import OnnxRuntime, alone, kernels_of, session
 from mpsearch.kernels.plain import running, runs_as
+from mpsearch.kernels.running import on_kernels
 from mpsearch.quant import activations, quantize
 from mpsearch.quant.codes import Codes
 from mpsearch.quant.modules import store
 from mpsearch.testing.hardware import network
 from tests.conftest import require
-from tests.kernels.networks import NAMES, Net, PaddedConv, at, layer, seen
+from tests.kernels.networks import NAMES, Conv1D, Net, PaddedConv, at, layer, seen
 
 OPTIONS = ["w8a8", "w4a8", "w3a8", "w2a8", "w8a4", "w2a2", "int8t/int8", "int4/int8s", "int5/int3s"]
 GRIDS = [(0, 255, 0), (0, 255, 97), (-127, 127, 0), (0, 15, 8), (-1, 1, 0)]
@@ -214,6 +217,75 @@ def test_an_accuracy_onnx_runtime_does_not_have_is_refused() -> None:
 def test_a_missing_package_is_named() -> None:
     with pytest.raises(ImportError, match=r'need no_such_thing: pip install "mpsearch\[onnx\]"'):
         needed("no_such_thing")
+
+
+@torch.no_grad()
+def test_convolutions_write_the_range_of_the_calibration_batches() -> None:
+    torch.manual_seed(0)
+    model, x = Net().eval(), torch.randn(4, 3, 9, 9)
+    options = dict.fromkeys(NAMES, "w8a8")
+    fake, real = (mp.quantize(model, options, [x], backend=b) for b in (None, "onnx"))
+    real(x * 1e-3)
+    assert real(x[:0]).shape == (0, *real(x).shape[1:])
+    torch.testing.assert_close(real(x), fake(x), rtol=0, atol=0.02 * float(fake(x).abs().max()))
+    assert not any(module._forward_hooks for module in real.modules())
+
+
+@pytest.mark.parametrize("changed", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])  # noqa: S301
+@torch.no_grad()
+def test_a_copy_computes_the_same(changed: Any) -> None:
+    model, x = Net().eval(), torch.randn(4, 3, 9, 9)
+    real = mp.quantize(model, dict.fromkeys(NAMES, "w8a8"), [x], backend="onnx")
+    wanted = real(x)
+    assert torch.equal(changed(real)(x), wanted)
+    assert torch.equal(real(x), wanted)
+
+
+@torch.no_grad()
+def test_a_convolution_of_two_names_is_one() -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(4, 4, 3, padding=1)
+    model, x = nn.Sequential(conv, nn.ReLU(), conv).eval(), torch.randn(2, 4, 6, 6)
+    fake, real = (mp.quantize(model, {"0": "w8a8"}, [x], backend=b) for b in (None, "onnx"))
+    assert real.get_submodule("0") is real.get_submodule("2")
+    torch.testing.assert_close(real(x), fake(x), rtol=0, atol=0.05 * float(fake(x).abs().max()))
+
+
+@torch.no_grad()
+def test_one_image_alone_and_no_tokens() -> None:
+    model, x = Net().eval(), torch.randn(4, 3, 9, 9)
+    options = {"stem": "w8a8", "wide": "w8a8"}
+    real = mp.quantize(model, options, [x], backend="onnx")
+    stem, wide = real.get_submodule("stem"), real.get_submodule("wide")
+    assert torch.equal(stem(x[0]), stem(x[:1])[0])
+    assert wide(torch.randn(2, 0, 12)).shape == (2, 0, 70)
+    bare = on_kernels(quantize(model, options, [x]), options, "onnx").get_submodule("stem")
+    assert bare(x[:0]).shape == stem(x[:0]).shape
+    torch.testing.assert_close(bare(x), stem(x), rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("option", ["w8a8", "w4a16", "fp32/fp32"])
+def test_a_linear_layer_of_transformers_is_one(option: str) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(Conv1D(6, 10)), torch.randn(2, 3, 10)
+    module: Any = quantize(model, {"0": option}, [x])[0]  # type: ignore[index]
+    kernel = OnnxRuntime(accuracy=0).kernel(layer(), mp.Option.parse(option), module)
+    assert kernel is not None
+    torch.testing.assert_close(kernel(x), module(x).detach(), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(("name", "shape"), [("wide", (2, 11)), ("stem", (2, 4, 9, 9))])
+def test_an_input_of_another_width_is_refused(name: str, shape: tuple[int, ...]) -> None:
+    _, model, _ = at("w8a8")
+    kernel = OnnxRuntime().kernel(layer(name), mp.Option.parse("w8a8"), model.get_submodule(name))
+    assert kernel is not None
+    with pytest.raises(ValueError, match=rf"layer '{name}' reads \d+ values along axis -\d, got"):
+        kernel(torch.randn(shape))
+
+
+def test_a_negative_number_of_threads_is_refused() -> None:
+    with pytest.raises(ValueError, match="threads is -2; give 1 or more, or 0 for torch's"):
+        OnnxRuntime(threads=-2)
 
 
 def test_a_network_s_layers_have_their_times() -> None:

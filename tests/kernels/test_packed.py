@@ -2,7 +2,9 @@
 
 import copy
 import os
+import pickle
 import shutil
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,11 +17,12 @@ import mpsearch as mp
 from mpsearch.kernels import native
 from mpsearch.kernels import packed as kernels
 from mpsearch.kernels.packed import Linear, Packed, Weight, spread
+from mpsearch.quant import quantize
 from mpsearch.quant.codes import Codes
 from mpsearch.quant.encoding import encode
 from mpsearch.quant.modules import store
 from tests.conftest import require
-from tests.kernels.networks import PaddedConv, at, layer, seen
+from tests.kernels.networks import Conv1D, PaddedConv, at, layer, seen
 from tests.references import packed
 
 WEIGHTS = [
@@ -84,7 +87,7 @@ def test_sums_are_exact_and_outputs_within_a_millionth_of_their_terms(
     read, scales = packed.token_codes(x.numpy())
     for path in paths():
         made = kernel(module, path=path)
-        found = packed.sums(integers(codes), read, made.weight.group)
+        found = packed.sums(integers(codes), read, made.packed.group)
         np.testing.assert_array_equal(made.sums(x).numpy(), found)
         steps = codes.steps.reshape(shape[0] if len(codes.steps) > 1 else 1, -1)
         wide = steps.expand(*found.shape[:0:-1]).double().numpy()
@@ -151,6 +154,20 @@ def test_an_error_of_a_thread_is_raised() -> None:
         spread(run, 4, 2)
 
 
+def test_an_error_is_raised_once_no_thread_runs() -> None:
+    done: list[int] = []
+
+    def run(first: int, _: int) -> None:
+        if first == 0:
+            raise ZeroDivisionError
+        time.sleep(0.05)
+        done.append(first)
+
+    with pytest.raises(ZeroDivisionError):
+        spread(run, 4, 4)
+    assert sorted(done) == [1, 2, 3]
+
+
 @pytest.mark.parametrize("path", ["portable", "avx2", "avx512"])
 def test_the_largest_sums_do_not_overflow(path: str) -> None:
     if path not in paths():
@@ -182,13 +199,53 @@ def test_a_view_a_strange_address_and_other_types_are_read_as_they_are() -> None
 
 
 def test_a_copy_and_what_was_saved_compute_the_same() -> None:
-    made, other = (kernel(quantized("int3", 40, 96)) for _ in range(2))
+    made = kernel(quantized("int3", 40, 96))
     x = torch.randn(2, 96)
-    for values in other.state_dict().values():
-        values.zero_()
-    other.load_state_dict(made.state_dict())
-    assert torch.equal(other(x), made(x))
     assert torch.equal(copy.deepcopy(made)(x), made(x))
+    assert torch.equal(pickle.loads(pickle.dumps(made))(x), made(x))  # noqa: S301  (our own)
+
+
+@pytest.mark.parametrize("change", ["float", "double", "half", "bfloat16"])
+@pytest.mark.parametrize("name", ["int3", "int4g32a"])
+def test_a_network_s_change_of_type_leaves_what_is_packed(name: str, change: str) -> None:
+    made, x = kernel(quantized(name, 40, 96)), torch.randn(2, 96)
+    wanted = made(x)
+    assert torch.equal(getattr(made, change)()(x), wanted)
+    assert torch.equal(made.to("meta")(x), wanted)
+
+
+def test_an_input_elsewhere_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"layer 'fc' runs on a CPU's kernel, got an input on meta"
+    ):
+        kernel(quantized("int4", 3, 8))(torch.empty(2, 8, device="meta"))
+
+
+@pytest.mark.parametrize("option", ["int8/int2", "int4/int4", "int8/int7"])
+def test_a_grid_of_few_codes_is_read_where_it_is(option: str) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(64, 40)), torch.randn(5, 64) + 2
+    nn.init.uniform_(model[0].weight, 0, 1)  # type: ignore[arg-type]
+    module: Any = quantize(model, {"0": option}, [x])[0]  # type: ignore[index]
+    made = Packed(1).kernel(layer(), mp.Option.parse(option), module)
+    assert made is not None
+    found, wanted = made(x), copy.deepcopy(module).double()(x.double()).detach()
+    assert float((found - wanted).abs().max()) < 4e-7 * float(wanted.abs().max())
+
+
+@pytest.mark.parametrize("option", ["w4a8", "int3g5/fp32"])
+def test_a_linear_layer_of_transformers_is_one(option: str) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(Conv1D(6, 10)), torch.randn(2, 3, 10)
+    module: Any = quantize(model, {"0": option}, [x])[0]  # type: ignore[index]
+    made = Packed(1).kernel(layer(), mp.Option.parse(option), module)
+    assert made is not None
+    torch.testing.assert_close(made(x), module(x).detach(), rtol=0, atol=0.2)
+
+
+def test_a_negative_number_of_threads_is_refused() -> None:
+    with pytest.raises(ValueError, match="threads is -1; give 1 or more, or 0 for torch's"):
+        Packed(-1)
 
 
 @pytest.mark.parametrize("scale", [1e-45, 1e-41, 1e-38, 1e-34, 1e30])
@@ -231,7 +288,7 @@ def test_on_a_static_grid_infinity_is_clipped_and_nan_refused() -> None:
 
 @pytest.mark.parametrize("x", [torch.randn(3, 9), torch.tensor(1.0)])
 def test_an_input_of_another_width_is_refused(x: Tensor) -> None:
-    with pytest.raises(ValueError, match=r"layer 'fc' reads 8 values a token, got \d"):
+    with pytest.raises(ValueError, match=r"layer 'fc' reads 8 values along axis -1, got an"):
         kernel(quantized("int4", 3, 8))(x)
 
 

@@ -11,9 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import mpsearch as mp
 from mpsearch.kernels.onednn import OneDnn
+from mpsearch.kernels.placing import beside
 from mpsearch.kernels.running import in_turns, quantize, ran
 from mpsearch.kernels.torch_cpu import TorchCpu
-from tests.kernels.networks import NAMES, Net
+from tests.kernels.networks import NAMES, Looking, Net
 
 MIXED = dict(zip(NAMES, ("w8a8", "w4a8", "fp32/fp32", "int3/int8", "w2a4"), strict=True))
 BACKEND = TorchCpu()
@@ -228,6 +229,41 @@ def test_no_images_and_one_alone(shape: tuple[int, ...]) -> None:
             given = wanted
         flat = torch.randn(2, 0, 12)
         assert real.get_submodule("wide")(flat).shape == fake.get_submodule("wide")(flat).shape
+
+
+@pytest.mark.parametrize("fallback", [None, "plain"])
+def test_a_model_may_look_at_a_layer_that_it_does_not_call(fallback: Any) -> None:
+    torch.manual_seed(0)
+    model, x = Looking().eval(), torch.randn(2, 3, 6, 6)
+    weight = "int4a/int8" if fallback else "w8a8"  # no kernel has it
+    options = {"patch": weight, "mixed": "w8a8", "head": weight}
+    fake = quantize(model, options, [x])
+    real = quantize(model, options, [x], backend=BACKEND, fallback=fallback)
+    assert ran(real)["mixed"] == "int8/int8"
+    with torch.no_grad():
+        torch.testing.assert_close(real(x), fake(x))
+    head: Any = real.get_submodule("head")
+    assert nn.functional.linear(torch.randn(2, 4), head.weight).isnan().all()  # not its values
+
+
+def test_what_stands_for_a_layer_that_is_timed_may_be_looked_at() -> None:
+    torch.manual_seed(0)
+    model, x = Looking().eval(), torch.randn(2, 3, 6, 6)
+    assert beside(model, mp.trace(model, x), x, 2).calls == 2
+
+
+def test_a_table_may_be_looked_at() -> None:
+    model, ids = Words().eval(), torch.randint(11, (3, 5))
+    fake, real = (quantize(model, {"head": "w4a8"}, [ids], backend=b) for b in (None, BACKEND))
+    assert torch.equal(real.get_submodule("table").weight, fake.get_submodule("table").weight)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("backend", ["torch-cpu", "torch-cpu:codes"])
+def test_what_has_no_state_says_what_to_save(backend: str) -> None:
+    model, x = network()
+    real = quantize(model, dict.fromkeys(NAMES, "w8a8"), [x], backend=backend)
+    with pytest.raises(ValueError, match=r"kernels has no state_dict: .* save the network as a"):
+        real.state_dict()
 
 
 def test_a_backend_s_name_is_enough() -> None:

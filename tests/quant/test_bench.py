@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mpsearch.formats import Format, Option
 from mpsearch.quant import corrections
@@ -27,16 +28,42 @@ def _unchanged(model: nn.Module, before: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("make", [mixed, tied])
-@pytest.mark.parametrize("recipe", [Recipe(), PLAIN])
-def test_outputs_are_those_of_the_network_it_lends(make: type, recipe: Recipe) -> None:
+@pytest.mark.parametrize("recipe", [Recipe(), PLAIN, Recipe(corrections=("bias", "spread"))])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_outputs_are_those_of_the_network_it_lends(
+    make: type, recipe: Recipe, dtype: torch.dtype
+) -> None:
     model, batches, names = make()
+    model = model.to(dtype)
+    batches = [x.to(dtype) if x.is_floating_point() else x for x in batches]
     bench = Bench(model, batches, names, recipe)
     assert bench.replay.whole == ""
     choices = [{name: Option.parse("w3a4")} for name in names]
     for options in [*choices, dict.fromkeys(names, Option.parse("w4a8")), {}]:
         with torch.no_grad(), bench.at(options) as changed:
             wanted = changed(bench.batch)
-        torch.testing.assert_close(bench.outputs(options), wanted, rtol=1e-4, atol=1e-5)
+        assert torch.equal(bench.outputs(options), wanted)
+
+
+def test_a_layer_whose_operation_adds_no_bias_is_left_without() -> None:
+    class Bare(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (torch's name)
+            return F.linear(input, self.weight)
+
+    torch.manual_seed(0)
+    model, x = nn.Sequential(Bare(6, 4, bias=False)), torch.rand(9, 6)
+    for recipe in (Recipe(), Recipe(corrections=("spread",))):
+        bench = Bench(model, [x], ["0"], recipe)
+        with torch.no_grad(), bench.at({"0": W4}) as changed:
+            assert torch.equal(bench.outputs({"0": W4}), changed(x))
+            assert changed.get_submodule("0").bias is None
+
+
+@torch.inference_mode()
+def test_says_that_inference_mode_is_on() -> None:
+    model, batches, names = mixed()
+    with pytest.raises(ValueError, match=r"torch.inference_mode is on: .* call this outside of it"):
+        Bench(model, batches, names, Recipe())
 
 
 @pytest.mark.parametrize("make", [mixed, tied])

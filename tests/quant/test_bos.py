@@ -66,6 +66,22 @@ def test_the_first_token_is_in_floats_and_the_others_are_rounded() -> None:
     assert not isinstance(new.get_submodule("to_q"), FirstKept)
 
 
+class Viewing(nn.Linear):
+    """Views what it reads, as Hugging Face's Conv1D does."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (torch's name)
+        return super().forward(input.view(-1, self.in_features)).view(*input.shape[:-1], -1)
+
+
+def test_a_layer_may_view_what_it_reads() -> None:
+    model, batches = cross()
+    model.get_submodule("to_k").__class__ = Viewing
+    recipe, options = Recipe(bos=BOS), {"to_k": Option.parse("w4a4")}
+    bench, new = Bench(model, batches, ["to_k"], recipe), quantize(model, options, batches, recipe)
+    with torch.no_grad():
+        assert torch.equal(bench.outputs(options), new(bench.batch))
+
+
 @pytest.mark.parametrize("rounding", ["nearest", "gptq"])
 def test_the_network_is_the_one_that_was_measured(rounding: Rounding) -> None:
     model, batches = cross()

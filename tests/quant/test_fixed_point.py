@@ -57,3 +57,9 @@ def test_rounding_twice_is_rounding_once(
 def test_says_what_is_no_fixed_point() -> None:
     with pytest.raises(ValueError, match=r"'int8' is no fixed point; write it as in fx8.4"):
         fixed("int8")
+
+
+def test_float64_is_rounded_once() -> None:
+    w = torch.tensor([[0.5 + 2.0**-40, 0.25 + 3 * 2.0**-31]], dtype=torch.float64)
+    assert encode(w, Format.parse("fx2.0_rndz_sat")).codes.tolist() == [[1, 0]]
+    assert encode(w, Format.parse("fx32.31")).codes[0, 1].item() == 2**29 + 3

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mpsearch.formats import Format
+from mpsearch.quant.blocks import element
 from mpsearch.quant.encoding import encode, round_trip
 from mpsearch.quant.floats import splits, values
-from mpsearch.quant.lookup import table
+from mpsearch.quant.lookup import table, tables
 from tests.quant.weights import MATRICES, error, normal
 from tests.references import floats as reference
 
@@ -132,3 +133,30 @@ def test_groups_are_rounded_as_bitmod_does(shared: Path, key: str, name: str, ot
 def test_says_what_is_no_float() -> None:
     with pytest.raises(ValueError, match="no float is named 'fp8'; names look like fp5_e2m2"):
         values("fp8")
+
+
+TABLES = {
+    (name, choice): by
+    for name in (*NAMES, "fp6_exmx", "nf4", "pot2", "pot8", *(f"power{b}" for b in range(2, 9)))
+    for choice, by in tables(Format.parse(name)).items()
+} | {(name, 0): element(name) for name in ("mxfp4", "mxint8", "mxfp8_e5m2")}
+
+
+@pytest.mark.parametrize("of", TABLES, ids=str)
+def test_a_code_is_the_one_that_a_search_of_the_bounds_finds(of: tuple[str, int]) -> None:
+    by = TABLES[of]
+    ends = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, 3e38, -3e38, 1e-45, -1e-45])
+    near = [torch.nextafter(by.bounds, end) for end in (ends[2], ends[3])]
+    spread = normal(4000) * by.top / 3
+    x = torch.cat([ends, by.bounds, *near, spread, spread * 1e-4])
+    wanted = by.codes[torch.bucketize(x, by.bounds)]
+    assert torch.equal(by.code(x), wanted)
+    assert torch.equal(by.code(x.double()), wanted)
+    assert torch.equal(by.rounded(x), by.values[wanted.long()])
+
+
+def test_a_split_is_searched_on_few_weights_of_a_tensor_with_one_scale() -> None:
+    w = normal(600, 600) ** 3
+    found = encode(w, Format.parse("fp4_exmxt")).more["tensor"]
+    each = {e: error(round_trip(w, Format.parse(f"{n}t")), w) for e, n in splits(4).items()}
+    assert found.item() == min(each, key=lambda e: each[e])

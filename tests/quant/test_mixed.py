@@ -8,6 +8,7 @@ from torch import Tensor
 from mpsearch.formats import Format
 from mpsearch.quant.encoding import encode, round_trip
 from mpsearch.quant.low_rank import factors
+from mpsearch.quant.outliers import chosen
 from tests.quant.weights import MATRICES, WEIGHTS, error, normal
 from tests.references import mixed as reference
 from tests.references import rounding
@@ -112,3 +113,20 @@ def test_a_weight_too_large_for_half_precision_keeps_its_branch() -> None:
     assert error(round_trip(w / 1e30, Format.parse("int4r2")), w / 1e30) < 1
     found = round_trip(w, Format.parse("int4r2")) / 1e30
     assert error(found, w / 1e30) < 0.3
+
+
+@given(st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0]), min_size=1, max_size=30), st.data())
+def test_of_equal_ones_the_first_is_kept(sizes: list[float], data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, len(sizes)))
+    order = sorted(range(len(sizes)), key=lambda place: (-sizes[place], place))[:count]
+    assert chosen(torch.tensor(sizes), count).nonzero().flatten().tolist() == sorted(order)
+
+
+@pytest.mark.parametrize("name", ["int3o2", "pb2"])
+def test_says_what_salience_is_not(name: str) -> None:
+    w, form = normal(4, 50), Format.parse(name)
+    for shape in ((50,), (50, 4)):
+        with pytest.raises(ValueError, match=r"one number a weight, of shape \(4, 50\), got \(50"):
+            encode(w, form, salience=torch.ones(shape))
+    with pytest.raises(ValueError, match="salience holds NaN; give numbers, the largest for"):
+        encode(w, form, salience=w.masked_fill(w > 2, torch.nan))

@@ -139,7 +139,13 @@ def test_a_module_that_shares_a_weight_need_not_be_named() -> None:
     new = quantize(model, {"embed": "int4/int8"}, batches)
     assert torch.equal(_stored(new, "head").weight, _stored(new, "embed").weight)
     assert _stored(new, "head").grid is None
-    restored = quantized_like(model, {"embed": "int4/int8"})
+
+
+@pytest.mark.parametrize("options", [{"embed": "int4/int8"}, {"head": "w32a8"}])
+def test_modules_that_share_a_weight_are_loaded_alike(options: dict[str, str]) -> None:
+    model, batches, _ = tied()
+    new = quantize(model, options, batches)
+    restored = quantized_like(model, options)
     restored.load_state_dict(new.state_dict())
     with torch.no_grad():
         assert torch.equal(restored(batches[0]), new(batches[0]))

@@ -36,3 +36,13 @@ def test_says_what_does_not_fit() -> None:
         pack(torch.tensor([0]), 33)
     with pytest.raises(ValueError, match="3 codes of 4 bits are 2 bytes, got 1"):
         unpack(torch.zeros(1, dtype=torch.uint8), 4, 3)
+
+
+@pytest.mark.parametrize("bits", [1, 3, 8, 13, 32])
+def test_streams_longer_than_what_is_worked_on_at_once(bits: int) -> None:
+    seeded = torch.Generator().manual_seed(0)
+    codes = torch.randint(0, 1 << bits, ((1 << 16) + 5,), generator=seeded)
+    stream = pack(codes, bits)
+    assert bytes(stream.tolist()) == rounding.packed(codes.tolist(), bits)
+    assert torch.equal(unpack(stream, bits, len(codes)).long(), codes)
+    assert stream.untyped_storage().nbytes() == len(stream)

@@ -165,6 +165,97 @@ def test_layer_norms_and_tied_heads_are_not_rotated() -> None:
         prepare(shared, ids, recipe)
 
 
+class Viewing(nn.Linear):
+    """Lays out anew what it reads and writes, as Hugging Face's Conv1D does."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (torch's name)
+        rows = F.linear(input.view(-1, self.in_features), self.weight, self.bias)
+        return rows.view(*input.shape[:-1], -1)
+
+
+class Sliced(Stream):
+    """As language models are written: the head reads a slice, and dropout is all over."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x, off = F.dropout(self.embed(ids), 0.5, training=self.training), nn.Dropout().eval()
+        block: Any
+        for block in self.blocks:
+            h = off(block.norm(x))
+            x = x + off(block.down(F.silu(block.gate(h)) * block.up(h)))
+        out: Tensor = self.head(off(self.norm(x))[:, slice(0, None), :])
+        return out
+
+
+@pytest.mark.parametrize("norm", [RMSNorm, nn.LayerNorm])
+def test_views_slices_and_dropout_are_seen_through(norm: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model, ids = Sliced(norm).eval().requires_grad_(False), torch.randint(9, (6, 7))
+    gate: Any = model.get_submodule("blocks.0.gate")
+    gate.__class__ = Viewing
+    wanted = model(ids)
+    assert smooth(model, ids, 0.5) == 3
+    torch.testing.assert_close(model(ids), wanted, rtol=1e-4, atol=1e-4)
+    assert rotate(model, ids) == (8 if norm is RMSNorm else 0)
+    torch.testing.assert_close(model(ids), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_written_to_in_place_is_read() -> None:
+    class Written(Stream):
+        def forward(self, ids: Tensor) -> Tensor:
+            h = self.norm(self.embed(ids))
+            h[:, 1:].mul_(2)
+            out: Tensor = self.head(h.relu_())
+            return out
+
+    ids = torch.randint(9, (6, 7))
+    assert smooth(Written().eval().requires_grad_(False), ids, 0.5) == 0
+
+
+def test_a_table_that_two_embeddings_share_is_rotated_once() -> None:
+    class Two(Stream):
+        def __init__(self) -> None:
+            super().__init__()
+            self.other = nn.Embedding(9, 12)
+            self.other.weight = self.embed.weight
+
+        def forward(self, ids: Tensor) -> Tensor:
+            out: Tensor = self.head(self.norm(self.blocks(self.embed(ids) + self.other(ids))))
+            return out
+
+    model, ids = Two().eval().requires_grad_(False), torch.randint(9, (6, 7))
+    wanted = model(ids)
+    assert rotate(model, ids) == 8
+    torch.testing.assert_close(model(ids), wanted, rtol=1e-4, atol=1e-4)
+
+
+class ChannelsFirstLayerNorm(nn.LayerNorm):
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (torch's name)
+        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def test_a_norm_that_wants_another_shape_is_left_alone() -> None:
+    norm = ChannelsFirstLayerNorm(12)
+    before = norm.weight.clone()
+    assert not is_norm(norm)
+    assert torch.equal(norm.weight, before)
+    model, ids = _stream(nn.LayerNorm)
+    model.add_module("unused", norm)
+    assert smooth(model, ids, 0.5) == 3
+
+
+def test_a_network_in_float64_may_have_norms_in_float32() -> None:
+    class SingleRMSNorm(RMSNorm):
+        def forward(self, x: Tensor) -> Tensor:
+            scale = (x.float().square().mean(-1, keepdim=True) + 1e-5).rsqrt()
+            return self.weight * (x.float() * scale).to(x.dtype)
+
+    model, ids = _stream(SingleRMSNorm)
+    model = model.double()
+    wanted = model(ids)
+    prepare(model, ids, Recipe(preparations=("rotate",)))
+    torch.testing.assert_close(model(ids), wanted, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("step", ["fold", "smooth", "shift", "align", "clip"])
 def test_says_that_a_step_applies_nowhere(step: Any) -> None:
     model = nn.Sequential(nn.Linear(3, 2)).eval().requires_grad_(False)

@@ -58,6 +58,11 @@ def test_says_what_no_recipe_has(document: Any, message: str) -> None:
         Recipe.read(document)
 
 
+def test_whole_numbers_may_be_written_as_floats() -> None:
+    found = Recipe.read({"samples": 256.0, "steps": 3.0}).document()
+    assert repr((found["samples"], found["steps"])) == "(256, 3)"
+
+
 def test_needs_no_torch() -> None:
     code = "import sys; import mpsearch.quant.recipe; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -170,6 +170,21 @@ def test_every_layer_s_output_errs_less_in_a_network(method: Rounding, form: str
     assert sum(after / before for before, after in errors.values()) < 0.97 * len(names)
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("form", ["int2t", "int3"])
+def test_outputs_that_positions_write_together_err_less_too(method: Rounding, form: str) -> None:
+    """A transposed convolution whose kernel is wider than its stride."""
+    torch.manual_seed(0)
+    layer = nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2)
+    model, x = nn.Sequential(layer), torch.rand(3, 4, 4, 5)
+    exact, found = model(x).detach(), []
+    for rounding in ("nearest", method):
+        bench = Bench(model, [x], ["0"], Recipe(rounding=rounding, corrections=(), steps=100))
+        output = bench.outputs({"0": Option.parse(f"{form}/fp32")})
+        found.append(float((output - exact).square().sum()))
+    assert found[1] < 0.99 * found[0]
+
+
 @pytest.mark.parametrize("make", [mixed, tied])
 def test_the_network_has_the_weights_that_were_measured(
     make: Callable[[], tuple[nn.Module, list[Tensor], list[str]]],
@@ -242,6 +257,12 @@ def test_says_that_a_layer_is_never_called() -> None:
     bench = Bench(model, [torch.ones(3, 2)], ["0", "1"], Recipe(rounding="gptq"))
     with pytest.raises(ValueError, match="layer '1' is not called on the calibration batches"):
         bench.outputs({"1": Option.parse("w2a32")})
+
+
+def test_says_that_a_layer_reads_only_zeros() -> None:
+    bench = Bench(nn.Sequential(nn.Linear(2, 2)), [torch.zeros(3, 2)], ["0"], Recipe())
+    with pytest.raises(ValueError, match=r"^layer '0' reads only zeros on the calibration"):
+        bench.outputs({"0": Option.parse("int4/fp32+gptq")})
 
 
 def test_scales_are_those_that_integers_err_least_with() -> None:

@@ -60,9 +60,34 @@ def test_an_output_keeps_its_float_mean_and_deviation(
         wanted, got = (_moments(network(x), module) for network in (model, changed))
     torch.testing.assert_close(got[0], wanted[0], rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(got[1], wanted[1], rtol=2**-11 + 1e-6, atol=0)  # as scales round
-    with torch.no_grad(), Bench(model, [x], ["0"], Recipe()).at({"0": Option.parse(option)}) as one:
+    bench = Bench(model, [x], ["0"], Recipe(corrections=("bias",)))
+    with torch.no_grad(), bench.at({"0": Option.parse(option)}) as one:
         other = _moments(one(x), module)[1]
     assert float((other / wanted[1] - 1).abs().max()) > 0.01
+
+
+@pytest.mark.parametrize("option", SCALED)
+@pytest.mark.parametrize(("module", "shape"), LAYERS)
+def test_by_default_convolutions_keep_both_and_linear_layers_their_mean(
+    module: nn.Module, shape: tuple[int, ...], option: str
+) -> None:
+    model, x = nn.Sequential(_random(module)), _filled(*shape)
+    like = Recipe(corrections=("bias",)) if isinstance(module, nn.Linear) else SPREAD
+    with torch.no_grad():
+        found, wanted = (
+            quantize(model, {"0": option}, [x], recipe)(x) for recipe in (Recipe(), like)
+        )
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+
+
+def test_a_convolution_that_a_batch_norm_reads_is_left_to_the_norm() -> None:
+    convolution = _random(nn.Conv2d(3, 4, 3))
+    model, x = nn.Sequential(convolution, nn.BatchNorm2d(4)).eval(), _filled(8, 3, 7, 7)
+    plain = quantize(model, {"0": LOW}, [x], Recipe(corrections=()))
+    for recipe in (Recipe(), Recipe(corrections=("moments", "spread"))):
+        found = quantize(model, {"0": LOW}, [x], recipe)
+        torch.testing.assert_close(found[0](x), plain[0](x), rtol=0, atol=0)
+        assert not torch.equal(found(x), plain(x))
 
 
 def test_each_layer_s_scales_and_bias_follow_those_before_it() -> None:
@@ -115,8 +140,7 @@ def test_the_network_returned_has_the_scales_that_were_measured(
     with torch.no_grad(), bench.at(options) as lent:
         wanted, all_of = lent(batches[0]), lent(bench.batch)
         weights = {n: module_weight(lent, n).clone() for n in names}
-    if dtype == torch.float64:
-        torch.testing.assert_close(output, all_of)
+    assert torch.equal(output, all_of)
     assert torch.equal(bench.returned(options, corrected, replay), wanted)
     for each in (new, restored, trained, packed(trained)):
         assert torch.equal(each(batches[0]), wanted)
