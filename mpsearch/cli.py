@@ -123,6 +123,11 @@ def _recipe(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--ranges", choices=["mse", "minmax"], help="how weight ranges are chosen")
     verb.add_argument("--rounding", help="nearest (the default), gptq, decoupleq, ...")
     verb.add_argument(
+        "--salience",
+        choices=["magnitude", "hessian"],
+        help="what a format that keeps some weights at more bits chooses them by",
+    )
+    verb.add_argument(
         "--corrections",
         help="moments (the default), bias, batchnorm, spread (moments,spread: both) or none",
     )

@@ -281,7 +281,8 @@ def verify(arguments: Namespace) -> Said:
 
 
 def _recipe(arguments: Namespace) -> Recipe:
-    given = {name: getattr(arguments, name) for name in ("ranges", "rounding", "samples", "bos")}
+    alike = ("ranges", "rounding", "salience", "samples", "bos")
+    given = {name: getattr(arguments, name) for name in alike}
     for steps in ("corrections", "preparations"):
         if (named := getattr(arguments, steps)) is not None:
             names = re.split(r"[,\s]+", named)

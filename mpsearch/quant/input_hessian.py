@@ -83,6 +83,27 @@ class InputHessians:
         Raises:
             ValueError: A layer that is never called, or reads only zeros, NaN or infinity.
         """
+        total = self._found(name)
+        if not total.any():
+            raise ValueError(
+                f"layer {name!r} reads only zeros on the calibration batches, so its Hessian is"
+                " zero; give batches that reach it, or leave it out with skip"
+            )
+        return total
+
+    def rounding(self, name: str) -> Tensor:
+        """The same, to round a weight by; the identity where a layer reads only zeros.
+
+        So it is behind activations that are dead on the batches: any integers do as well there, and
+        by the identity they are as near to the weight as can be.
+        """
+        total = self._found(name)
+        if total.any():
+            return total
+        columns = total.shape[-1]
+        return torch.eye(columns).to(total).expand(total.shape) if total.dim() > 2 else total + 1
+
+    def _found(self, name: str) -> Tensor:
         if name not in self._kept:
             self._kept.clear()
             self._kept.update(self._made(self._chunk(name)))
@@ -152,10 +173,5 @@ def _checked(name: str, total: Tensor) -> Tensor:
         raise ValueError(
             f"layer {name!r} reads NaN or infinity on the calibration batches; wanted finite"
             " numbers: a model in half precision may overflow, give it in float32"
-        )
-    if not total.any():
-        raise ValueError(
-            f"layer {name!r} reads only zeros on the calibration batches, so its Hessian is zero;"
-            " give batches that reach it, or leave it out with skip"
         )
     return total

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 Ranges = Literal["minmax", "mse"]
 Rounding = Literal["nearest", "gptq", "adaround", "adaquant", "quantease", "decoupleq"]
 Correction = Literal["moments", "bias", "batchnorm", "spread"]
+Salience = Literal["magnitude", "hessian"]
 Preparation = Literal["fold", "smooth", "rotate", "shift", "align", "clip"]
 ActivationRanges = Literal["minmax", "percentile", "mse"]
 
@@ -40,7 +41,8 @@ class Recipe:
             ``clip``'s.
         samples: Most calibration samples that corrections, and roundings that look at inputs, are
             computed on.
-        damp: Added to the diagonal of ``gptq``'s and ``decoupleq``'s Hessians, times its mean.
+        damp: Added to the diagonal of ``gptq``'s, ``decoupleq``'s and ``salience``'s Hessians,
+            times its mean.
         act_order: Whether they begin with the columns that read the largest inputs.
         steps: Of ``adaround``'s and ``adaquant``'s descent.
         preparations: What is done first, and keeps the network's function: ``fold`` lets layers
@@ -56,6 +58,9 @@ class Recipe:
             for the first token, which must be always the same, in floats: the keys and values of
             cross-attention (MixDQ), or those of a language model whose prompts begin with one
             token (:mod:`mpsearch.quant.bos`).
+        salience: What a format that keeps some weights at more bits chooses them by: the largest
+            (``magnitude``), or those that the layer's output needs most (``hessian``:
+            :mod:`mpsearch.quant.keeping`).
     """
 
     ranges: Ranges = "mse"
@@ -70,11 +75,13 @@ class Recipe:
     preparations: tuple[Preparation, ...] = ()
     alpha: float = 0.5
     bos: tuple[str, ...] = ()
+    salience: Salience = "magnitude"
 
     def __post_init__(self) -> None:
         """Refuse values no code stands behind."""
         _one_of("ranges", self.ranges, get_args(Ranges))
         _one_of("rounding", self.rounding, get_args(Rounding))
+        _one_of("salience", self.salience, get_args(Salience))
         _one_of("activation_ranges", self.activation_ranges, get_args(ActivationRanges))
         self._list("corrections", get_args(Correction))
         self._list("preparations", get_args(Preparation))

@@ -20,6 +20,7 @@ from mpsearch.quant.decoupleq import Shared, decoupleq
 from mpsearch.quant.encoding import encode, supported
 from mpsearch.quant.gptq import gptq
 from mpsearch.quant.input_hessian import InputHessians
+from mpsearch.quant.keeping import keeps, salience
 from mpsearch.quant.lattice import Layout, is_integer, lattice_of, spread, with_codes
 from mpsearch.quant.quantease import quantease
 from mpsearch.quant.recipe import Recipe, Rounding
@@ -71,18 +72,33 @@ class Rounded:
         key = (id(weight), supported(form), method)
         if key not in self._kept:
             first = output_first(weight, self.layers[name])
-            codes = encode(first, form, self.recipe.ranges)
+            codes = encode(first, form, self.recipe.ranges, self._salience(name, first, form))
             self._kept[key] = self._by(method, name, codes) if method != "nearest" else codes
         return self._kept[key]
 
-    def _by(self, method: str, name: str, nearest: Codes) -> Codes:
+    def _salience(self, name: str, first: Tensor, form: Format) -> Tensor | None:
+        """What a part of the weight is kept at more bits by; ``None`` for its magnitude."""
+        this = supported(form)
+        if self.recipe.salience == "magnitude" or not keeps(this):
+            return None
+        layout, owner = self._read(name)
+        lost = first.float()
+        if this.outliers:
+            lost = lost - encode(first, this.plain, self.recipe.ranges).dequantize()
+        return salience(lost, layout, self.hessians.rounding(owner), this, self.recipe.damp)
+
+    def _read(self, name: str) -> tuple[Layout, str]:
+        """Where a weight meets inputs, and the name it has a Hessian under."""
         weight = self.weights[name]
         owner = next(other for other in self.hessians.weights if self.weights[other] is weight)
-        module = self.hessians.modules[owner]
-        if isinstance(module, nn.Embedding):
+        return Layout.of(weight, self.hessians.modules[owner]), owner
+
+    def _by(self, method: str, name: str, nearest: Codes) -> Codes:
+        layout, owner = self._read(name)
+        if isinstance(layout.module, nn.Embedding):
             return nearest  # rows are read alone: it is the best there is
-        layout, hessian = Layout.of(weight, module), self.hessians[owner]
-        rows = layout.rows(output_first(weight, module))
+        hessian = self.hessians.rounding(owner)
+        rows = layout.rows(output_first(self.weights[name], layout.module))
         found = _rounded(method, rows, nearest, layout, hessian, self.recipe)
         return _better(found, nearest, rows, layout, hessian)
 

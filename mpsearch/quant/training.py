@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mpsearch.quant.codes import Codes, matrix
 from mpsearch.quant.encoding import encode
+from mpsearch.quant.keeping import kept
 from mpsearch.quant.lattice import is_integer, lattice_of, with_codes
 from mpsearch.quant.recipe import Ranges
 
@@ -18,13 +19,13 @@ from mpsearch.quant.recipe import Ranges
 def again(weight: Tensor, codes: Codes, ranges: Ranges) -> Codes:
     """A weight, outputs first, rounded as it was: plain integers at the scales they have.
 
-    In other formats scales follow the weight.
+    In other formats scales follow the weight; what keeps more bits than the rest does so still.
 
     Raises:
         ValueError: A weight that is not finite.
     """
     if not is_integer(codes.format):
-        return encode(weight, codes.format, ranges)
+        return encode(weight, codes.format, ranges, kept(codes))
     values, _ = matrix(weight)
     return with_codes(codes, lattice_of(codes).codes(values))
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -259,10 +259,28 @@ def test_says_that_a_layer_is_never_called() -> None:
         bench.outputs({"1": Option.parse("w2a32")})
 
 
-def test_says_that_a_layer_reads_only_zeros() -> None:
-    bench = Bench(nn.Sequential(nn.Linear(2, 2)), [torch.zeros(3, 2)], ["0"], Recipe())
-    with pytest.raises(ValueError, match=r"^layer '0' reads only zeros on the calibration"):
-        bench.outputs({"0": Option.parse("int4/fp32+gptq")})
+@pytest.mark.parametrize("method", get_args(Rounding))
+@pytest.mark.parametrize(
+    ("module", "x"),
+    [
+        (nn.Linear(6, 5), torch.zeros(3, 6)),
+        (nn.Conv2d(2, 4, 2, groups=2), torch.zeros(3, 2, 5, 5)),
+        (nn.Embedding(4, 6), torch.zeros(3, 4).long()),
+    ],
+)
+def test_what_reads_only_zeros_is_rounded_as_near_as_can_be(
+    module: nn.Module, x: Tensor, method: str
+) -> None:
+    weight = normal(*module.get_parameter("weight").shape)
+    module.get_parameter("weight").data = weight
+    bench = Bench(nn.Sequential(module), [x], ["0"], Recipe(steps=5))
+    found, nearest = (
+        float((bench.codes("0", Format.parse("int3"), how).dequantize() - weight).square().sum())
+        for how in (method, "nearest")
+    )
+    assert found <= nearest * (1 + 1e-6)
+    if method not in {"adaquant", "decoupleq"}:  # which fit scales too
+        assert found == pytest.approx(nearest, rel=1e-6)
 
 
 def test_scales_are_those_that_integers_err_least_with() -> None:

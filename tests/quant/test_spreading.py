@@ -83,10 +83,10 @@ def test_by_default_convolutions_keep_both_and_linear_layers_their_mean(
 def test_a_convolution_that_a_batch_norm_reads_is_left_to_the_norm() -> None:
     convolution = _random(nn.Conv2d(3, 4, 3))
     model, x = nn.Sequential(convolution, nn.BatchNorm2d(4)).eval(), _filled(8, 3, 7, 7)
-    plain = quantize(model, {"0": LOW}, [x], Recipe(corrections=()))
+    plain = quantize(model, {"0": LOW}, [x], Recipe(corrections=())).get_submodule("0")
     for recipe in (Recipe(), Recipe(corrections=("moments", "spread"))):
         found = quantize(model, {"0": LOW}, [x], recipe)
-        torch.testing.assert_close(found[0](x), plain[0](x), rtol=0, atol=0)
+        torch.testing.assert_close(found.get_submodule("0")(x), plain(x), rtol=0, atol=0)
         assert not torch.equal(found(x), plain(x))
 
 
