@@ -28,7 +28,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mpsearch.quant.codes import Codes
 from mpsearch.quant.reads import Read, Reads
 from mpsearch.quant.recipe import Correction
-from mpsearch.quant.spreading import by_output, put, ratio, spread
+from mpsearch.quant.spreading import by_output, put, ratio, times
 from mpsearch.tracing.sites import kind_of
 
 _SURE = 0.02  # of the mean square: a smaller variance is not found by subtraction
@@ -152,14 +152,11 @@ def correcting(
             return output
         axis, wanted = output.dim() + read.channels, moments.means[name]
         if name in movable:
-            mean, got = _mean_and_deviation(output, axis)
-            gain = ratio(moments.deviations[name], got, wanted)
-            moved[name], gain = spread(movable[name], layers[name], gain)
-            bias = read.given.get("bias")
-            mean = mean * gain if bias is None else (mean - bias.double()) * gain + bias.double()
-        else:
-            mean = _mean(output, axis)
-        add_to_bias(layers[name], wanted - mean)
+            got = _mean_and_deviation(output, axis)[1]
+            moved[name] = times(movable[name], ratio(moments.deviations[name], got, wanted))
+            put(moved[name], layers[name])
+            output = read.again()
+        add_to_bias(layers[name], wanted - _mean(output, axis))
         return read.again(bias=layers[name].bias)  # to the last bit what it will return from now on
 
     with ExitStack() as stack:

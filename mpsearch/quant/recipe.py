@@ -30,12 +30,12 @@ class Recipe:
             Weights in other formats are rounded to nearest; an option may name another method.
         corrections: What is done after rounding: ``moments`` gives every batch norm's output its
             float mean and variance back, and likewise that of a convolution that none reads, as
-            where it was folded in, if each of its channels has one integer scale; other quantized
-            layers' outputs get their float mean. ``bias`` gives every quantized layer's output its
-            float mean; ``batchnorm`` estimates the statistics of every batch norm again; ``spread``
-            gives linear layers' outputs the deviation too, as ``moments`` does convolutions'. That
-            is no default because transformers of 2 and 3 bits lose (``tests/bench/recipes.py``
-            measures all).
+            where it was folded in, if its weights are plain integers with scales of each channel;
+            other quantized layers' outputs get their float mean. ``bias`` gives every quantized
+            layer's output its float mean; ``batchnorm`` estimates the statistics of every batch
+            norm again; ``spread`` gives linear layers' outputs the deviation too, as ``moments``
+            does convolutions'. That is no default because transformers of 2 and 3 bits lose
+            (``tests/bench/recipes.py`` measures all).
         activation_ranges: What an input's static range is chosen by.
         percentile: Share of the values, in percent, that the ``percentile`` range covers, and
             ``clip``'s.

@@ -1,6 +1,7 @@
 """Deviations by channel, moved by the scales that weights are stored with: nothing more is stored.
 
-For plain integers with one scale for each output, in a weight that no two modules share.
+For plain integers with scales for each output, in a weight that no two modules share. In training,
+these keep their scales, and other formats would find theirs again from the weight.
 """
 
 from collections import Counter
@@ -33,7 +34,7 @@ def by_output(codes: Mapping[str, Codes], layers: Mapping[str, nn.Module]) -> di
         name: stored
         for name, stored in codes.items()
         if is_integer(stored.format)
-        and len(stored.steps) == len(stored.codes)
+        and len(stored.steps) % len(stored.codes) == 0
         and owners[id(layers[name].get_parameter("weight"))] == 1
     }
 
@@ -48,17 +49,13 @@ def ratio(wanted: Tensor, got: Tensor, mean: Tensor) -> Tensor:
     return torch.where(alive, wanted / got, 1.0).clamp(1 / _MOST, _MOST)
 
 
-def spread(codes: Codes, module: nn.Module, gain: Tensor) -> tuple[Codes, Tensor]:
-    """Scales times a gain, as they are stored, put in a module; the codes, and what the gain is.
-
-    That is (channels,) in float64, a 16-bit scale over another.
-    """
+def times(codes: Codes, gain: Tensor) -> Codes:
+    """The codes of a weight whose scales are times (channels,) and rounded to 16 bits again."""
     if codes.scale is None:
         raise ValueError(f"integers have scales, got none in {str(codes.format)!r}")
-    scale = sixteen(codes.scale.double() * gain, codes.scale.dtype).to(codes.scale.dtype)
-    new = replace(codes, scale=scale)
-    put(new, module)
-    return new, (scale.double() / codes.scale.double()).flatten()
+    each = gain.repeat_interleave(codes.scale.numel() // len(gain)).reshape(codes.scale.shape)
+    scale = sixteen(codes.scale.double() * each, codes.scale.dtype).to(codes.scale.dtype)
+    return replace(codes, scale=scale)
 
 
 def refuse(recipe: Recipe, why: str) -> None:
