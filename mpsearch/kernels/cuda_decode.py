@@ -1,9 +1,9 @@
 """Linear layers of 16-bit inputs and packed integer weights, on the Triton kernels.
 
 Weights are read once as stored, exactly their bits, and multiplied on tensor cores with sums in
-32-bit floats. A call is one launch and repeats to the bit. Above 64 tokens the weight is written
-out in 16 bits first, and torch multiplies. One module serves one stream at a time: its programs
-count one another.
+32-bit floats, in which a subnormal scale may count as zero. A call is one launch and repeats to the
+bit. Above 64 tokens the weight is written out in 16 bits first, and torch multiplies. One module
+serves one stream at a time: its programs count one another.
 """
 
 from collections.abc import Mapping
@@ -67,7 +67,7 @@ class Linear(nn.Module):
         flat = flattened(x, of.columns, self.name, self.words.device).to(self.dtype).contiguous()
         if len(flat) > MOST:
             bias = None if self.bias is None else self.bias.to(self.dtype)
-            y = F.linear(flat, self.weight(), bias)
+            y = F.linear(flat, self.dequantized(), bias)
         else:
             y = self.decoded(flat)
         return y.reshape(*x.shape[:-1], of.rows).to(x.dtype)
@@ -98,7 +98,7 @@ class Linear(nn.Module):
             )
         return y
 
-    def weight(self) -> Tensor:
+    def dequantized(self) -> Tensor:
         """(out, in) what the codes stand for, rounded to 16 bits once."""
         of = self.layout
         found = torch.empty(of.rows, of.columns, dtype=self.dtype, device=self.words.device)

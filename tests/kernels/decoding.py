@@ -44,7 +44,7 @@ def check(name: str, shape: tuple[int, int, int], dtype: torch.dtype, device: st
     found = made(x)
     assert found.dtype is dtype
     assert found.shape == (tokens, rows)
-    rounded = made.weight().double() if tokens > 64 else weight
+    rounded = made.dequantized().double() if tokens > 64 else weight
     off = (found.double() - (x.double() @ rounded.T + bias)).abs()
     last = LAST_BITS[dtype]
     sums = 2.0**-18 if device == "cpu" else 2.0**-16  # tensor cores cut off where CPUs round
@@ -52,7 +52,7 @@ def check(name: str, shape: tuple[int, int, int], dtype: torch.dtype, device: st
     assert bool((off <= last * exact.abs() + summed).all()), f"{name} {shape} off by {off.max()}"
     assert torch.equal(made(x), found)
     assert not made.arrived.any()
-    assert within(made.weight(), weight, last)
+    assert within(made.dequantized(), weight, last)
 
 
 def taken_off(module: Any) -> float:
