@@ -74,4 +74,5 @@ def test_denormal_and_huge_weights_are_as_exact_as_others(name: str, size: float
     exact = x.double() @ module.stored().dequantize().double().T
     off = (Linear(module, "fc", torch.float32)(x).double() - exact).abs().max()
     subnormal = name == "binary" and size < torch.finfo(torch.float32).tiny  # may count as zero
-    assert float(off) <= (1.0 if subnormal else 1e-5) * float(exact.abs().max())
+    allowed = (1.0 if subnormal else 1e-5) * float(exact.abs().max())
+    assert float(off) <= allowed + 1e-42  # a denormal float32
