@@ -91,6 +91,10 @@ class Stored(nn.Module):
         said = super().extra_repr()
         return f"{said}, {self.option}" if said else str(self.option)
 
+    def __reduce__(self) -> Any:
+        """Its class is made again from the one it was made of, as no module holds it."""
+        return _empty, (type(self).__bases__[1],), self.__getstate__()
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         kept = {name: getattr(self, name) for name in self._names}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -124,6 +128,11 @@ def quantized_class(of: type[nn.Module]) -> type[nn.Module]:
 
 def _made(of: type[nn.Module]) -> type[nn.Module]:
     return type(f"Quantized{of.__name__}", (Stored, of), {"__doc__": Stored.__doc__})
+
+
+def _empty(of: type[nn.Module]) -> nn.Module:
+    made = quantized_class(of)
+    return made.__new__(made)
 
 
 def store(

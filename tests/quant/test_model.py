@@ -88,6 +88,24 @@ def test_it_can_be_saved_and_loaded_without_calibration_data(
         assert torch.equal(again(batches[0]), new(batches[0]))
 
 
+@pytest.mark.parametrize("trainable", [False, True])
+@pytest.mark.parametrize(("make", "choose"), CASES)
+def test_it_can_be_saved_as_a_whole_and_copied(make: Any, choose: Any, *, trainable: bool) -> None:
+    model, batches, names = make()
+    new = quantize(model, choose(names), batches, trainable=trainable)
+    stream = io.BytesIO()
+    torch.save(new, stream)
+    stream.seek(0)
+    for other in (torch.load(stream, weights_only=False), copy.deepcopy(new)):
+        assert [type(each) for each in other.modules()] == [type(each) for each in new.modules()]
+        with torch.no_grad():
+            assert torch.equal(other(batches[0]), new(batches[0]))
+        for parameter in other.parameters():
+            parameter.data.zero_()
+    with torch.no_grad():
+        assert not torch.equal(other(batches[0]), new(batches[0]))
+
+
 def test_its_state_is_a_plain_safetensors_file(tmp_path: Path) -> None:
     model, batches, names = mixed()
     new = quantize(model, _options(names), batches)
