@@ -93,7 +93,8 @@ class Stored(nn.Module):
 
     def __reduce__(self) -> Any:
         """Its class is made again from the one it was made of, as no module holds it."""
-        return _empty, (type(self).__bases__[1],), self.__getstate__()
+        state = self.__getstate__()  # type: ignore[no-untyped-call]
+        return _empty, (type(self).__bases__[1],), state
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         kept = {name: getattr(self, name) for name in self._names}
