@@ -2,8 +2,9 @@
 
 Run as ``python -m tests.bench.latency [batch ...]``: backend ``torch-cpu``, one thread, CPU time.
 Ten allocations of a network, each with its own shares of the options, are timed in turns, so that
-what else the machine does meets all alike; layers and networks are timed after each other three
-times over, and medians compared, as a shared machine is now faster and now slower. ResNet-20 needs ``../shared`` (or ``MPSEARCH_SHARED``).
+what else the machine does meets all alike. Layers and networks are timed after each other nine
+times over, and medians compared: a shared machine is now faster and now slower. ResNet-20 needs
+``../shared`` (or ``MPSEARCH_SHARED``).
 """
 
 import os
@@ -29,7 +30,7 @@ from mpsearch.kernels.running import in_turns, quantize
 from mpsearch.tables import Floats
 
 BACKEND, OPTIONS = "torch-cpu", mp.options("fp32/fp32", "bf16/bf16", "w8a8")
-COUNT, ROUNDS, PASSES = 10, 30, 3
+COUNT, ROUNDS, PASSES = 10, 10, 9
 
 
 def resnet20() -> mp.Task:
