@@ -63,10 +63,11 @@ def quantize(
     Without a backend, the module rounds as the formats say and computes in floats. With one, by
     name or as it is, the same codes, grids and corrections run on its kernels, and :func:`ran` says
     on which. Where these multiply the codes that the option names, sums are exact, and on the same
-    input a layer's output is within a thousandth of a step of an 8-bit grid over it; bfloat16 is
-    rounded as such. ``fallback="plain"`` gives layers without a kernel torch's float ones, on the
-    weight its codes stand for and the rounded input. Layers hand on floats, so that nothing else is
-    rounded; with ``torch-cpu:codes`` they hand on 8-bit codes where they can.
+    input a layer's output is within a thousandth of a step of an 8-bit grid over it, in ``onnx``
+    half a unit of its sums more, as biases are whole ones there; bfloat16 is rounded as such.
+    ``fallback="plain"`` gives layers without a kernel torch's float ones, on the weight its codes
+    stand for and the rounded input. Layers hand on floats, so that nothing else is rounded; with
+    ``torch-cpu:codes`` they hand on 8-bit codes where they can.
 
     Where it is ``trainable``, on no backend, layers keep float weights that are rounded at every
     call, and gradients pass straight through (:func:`mpsearch.quant.quantize` says more).
