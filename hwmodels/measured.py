@@ -14,12 +14,13 @@ import importlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 
 from mpsearch import registry
 from mpsearch.formats import Option
+from mpsearch.hwmodels.phases import Phase, check_phase
 from mpsearch.network import Network
 from mpsearch.sweep import Sweep
 from mpsearch.tables import Mask, Table
@@ -27,7 +28,6 @@ from mpsearch.tables import Mask, Table
 _MEASURING = "mpsearch.kernels.measuring"  # needs torch, which no other hardware model does
 _FLOAT = Option.parse("fp32/fp32")
 NOISY = 0.3  # spread above which an entry is noted
-Phase = Literal["traced", "decode"]
 _NOISY = (
     f"spread above {NOISY:.0%} of the median: measured under load, so measure again on a quiet"
     " machine"
@@ -60,8 +60,7 @@ class Measured:
         for name, least in (("batch", 1), ("rounds", 2)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; wanted at least {least}")
-        if self.phase not in get_args(Phase):
-            raise ValueError(f"no phase is named {self.phase!r}; there are traced and decode")
+        check_phase(self.phase)
         if not 0 <= self.beside < math.inf:
             raise ValueError(f"beside is {self.beside}; wanted seconds from 0 up")
         if self.backend.partition(":")[0] == "cuda":

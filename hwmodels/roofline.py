@@ -15,7 +15,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from mpsearch.formats import Format, Option
 from mpsearch.hwmodels.device import Device, device
 from mpsearch.hwmodels.gemm import Gemm, gemms
+from mpsearch.hwmodels.phases import Phase, check_phase
 from mpsearch.network import Network
 from mpsearch.tables import Floats, Mask, Table
 
@@ -47,12 +47,11 @@ class Roofline:
 
     device: str = "h200"
     batch: int = 1
-    phase: Literal["traced", "decode"] = "traced"
+    phase: Phase = "traced"
 
     def __post_init__(self) -> None:
         """Refuse an unknown phase and an empty batch."""
-        if self.phase not in ("traced", "decode"):
-            raise ValueError(f"no phase is named {self.phase!r}; there are traced and decode")
+        check_phase(self.phase)
         if self.batch < 1:
             raise ValueError(f"batch is {self.batch}; wanted at least 1")
 

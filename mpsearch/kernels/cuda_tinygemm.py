@@ -25,7 +25,7 @@ def takes(option: Option, module: nn.Module) -> bool:
     form = option.weight.as_weight()
     if not isinstance(module, Stored) or form.base != "int4" or form.group not in GROUPS:
         return False
-    rows, columns = module._shape  # noqa: SLF001  (the weight itself would be computed)
+    rows, columns = module.stored_shape
     whole = columns % form.group == 0 and rows % _ROWS == 0
     return whole and form.plain == form and option.activation.base == "bf16"
 

@@ -18,7 +18,7 @@ from mpsearch.kernels.code_steps import Output
 from mpsearch.kernels.plain import checked, is_linear
 from mpsearch.network import Layer
 from mpsearch.quant.activations import Grid
-from mpsearch.quant.modules import Stored
+from mpsearch.quant.modules import Stored, class_of
 
 _OPS = torch.ops.onednn
 _FLOATS = Output()
@@ -53,8 +53,7 @@ def _class(module: nn.Module) -> "type[Integers] | None":
     """The kernel of a module's operator; none of a class whose forward does more."""
     if is_linear(module):
         return Linear
-    of: Any = type(module).__bases__[1] if isinstance(module, Stored) else type(module)
-    if of.forward is not nn.Conv2d.forward or module.padding_mode != "zeros":
+    if class_of(module).forward is not nn.Conv2d.forward or module.padding_mode != "zeros":
         return None
     return None if isinstance(module.padding, str) else Conv2d
 

@@ -16,7 +16,7 @@ from mpsearch.formats import Option
 from mpsearch.kernels.onnx_graph import Array, Graph, Value
 from mpsearch.kernels.plain import is_linear
 from mpsearch.quant.activations import Grid
-from mpsearch.quant.modules import Stored
+from mpsearch.quant.modules import Stored, class_of
 
 Kind = Literal["integer", "packed", "float"]
 _MOST = (1 << 31) - 1
@@ -31,8 +31,7 @@ TAKEN = (
 
 def takes(option: Option, module: nn.Module) -> bool:
     """Whether there is a kernel for a module at an option, whatever codes it holds."""
-    of: Any = type(module).__bases__[1] if isinstance(module, Stored) else type(module)
-    linear = is_linear(module)
+    of, linear = class_of(module), is_linear(module)
     convolution = any(of.forward is each.forward for each in _CONVOLUTIONS) and _zeros(module)
     weight, inputs = option.weight.as_weight(), option.activation.as_activation()
     if not (linear or convolution) or weight != weight.plain or inputs != inputs.plain:
@@ -72,7 +71,7 @@ def _block(group: int | None) -> int:
 def refused(name: str, module: Any) -> ValueError:
     """What is said of an option without a kernel."""
     return ValueError(
-        f"layer {name!r}: ONNX Runtime has no kernel for a {type(module).__bases__[1].__name__} at"
+        f"layer {name!r}: ONNX Runtime has no kernel for a {class_of(module).__name__} at"
         f" {str(module.option)!r}; it takes {TAKEN}"
     )
 

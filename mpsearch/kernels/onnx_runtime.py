@@ -23,7 +23,7 @@ from mpsearch.batches import call
 from mpsearch.formats import Format, Option
 from mpsearch.kernels import onnx_layers as layers
 from mpsearch.kernels.onnx_graph import Array, Graph, Value, needed
-from mpsearch.kernels.plain import checked, floated, is_linear
+from mpsearch.kernels.plain import check_threads, checked, floated, is_linear
 from mpsearch.network import Layer
 from mpsearch.quant.activations import Grid, Seen
 from mpsearch.quant.codes import Codes
@@ -54,8 +54,7 @@ class OnnxRuntime:
         """Refuse an accuracy that ONNX Runtime does not have, and a negative number of threads."""
         if self.accuracy not in (0, 4):
             raise ValueError(f"accuracy is 0 (floats) or 4 (8 bits), got {self.accuracy!r}")
-        if self.threads < 0:
-            raise ValueError(f"threads is {self.threads}; give 1 or more, or 0 for torch's number")
+        check_threads(self.threads)
 
     def kernel(self, layer: Layer, option: Option, module: Any) -> "Alone | None":
         """A module of :func:`mpsearch.quant.quantize`, or one in floats, in ONNX Runtime.
@@ -167,12 +166,9 @@ class Alone(nn.Module):
 
 def _wide(module: Any) -> int:
     """Values that a linear layer reads."""
-    shape: Sequence[int] = (
-        module.stored().shape
-        if isinstance(module, Stored)
-        else output_first(module.weight, module).shape
-    )
-    return shape[1]
+    if isinstance(module, Stored):
+        return module.stored_shape[1]
+    return output_first(module.weight, module).shape[1]
 
 
 def alone(module: nn.Module, axes: int, grid: Grid | None = None, accuracy: int = 4) -> bytes:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mpsearch.formats import Format, Option
 from mpsearch.kernels.native import PATHS, Inputs, Matrix, Outputs, Rule, library
-from mpsearch.kernels.plain import checked, is_linear
+from mpsearch.kernels.plain import check_threads, checked, is_linear
 from mpsearch.kernels.weight_codes import is_sign, of_integers, unsigned
 from mpsearch.network import Layer
 from mpsearch.quant.codes import Codes
@@ -45,8 +45,7 @@ class Packed:
 
     def __post_init__(self) -> None:
         """Refuse a negative number of threads."""
-        if self.threads < 0:
-            raise ValueError(f"threads is {self.threads}; give 1 or more, or 0 for torch's number")
+        check_threads(self.threads)
 
     def kernel(self, layer: Layer, option: Option, module: Any) -> "Linear | None":
         """A quantized linear module (of :func:`mpsearch.quant.quantize`) on its packed codes.

@@ -15,18 +15,24 @@ from torch import Tensor, nn
 from mpsearch.formats import Format, Option
 from mpsearch.network import Layer
 from mpsearch.protocols import Backend
-from mpsearch.quant.modules import Stored
+from mpsearch.quant.modules import Stored, class_of
 from mpsearch.tracing.sites import is_conv1d_of_transformers
 
 
 def is_linear(module: nn.Module) -> bool:
     """Whether a module computes a linear layer, and no more: Hugging Face's ``Conv1D`` does."""
+    of = class_of(module)
+    if of.forward is nn.Linear.forward:
+        return True
     if not isinstance(module, Stored):
-        of: Any = type(module)
-        return of.forward is nn.Linear.forward or is_conv1d_of_transformers(module)
-    of = type(module).__bases__[1]
-    rows = getattr(module, "nf", None) if of.__name__ == "Conv1D" else None
-    return of.forward is nn.Linear.forward or rows == module.stored().shape[0]
+        return is_conv1d_of_transformers(module)
+    return of.__name__ == "Conv1D" and getattr(module, "nf", None) == module.stored_shape[0]
+
+
+def check_threads(threads: int) -> None:
+    """Refuse a negative number of threads by ``ValueError``."""
+    if threads < 0:
+        raise ValueError(f"threads is {threads}; give 1 or more, or 0 for torch's number")
 
 
 def checked(x: Tensor, axis: int, wanted: int, layer: str) -> None:
@@ -105,7 +111,7 @@ def floated(module: nn.Module) -> nn.Module:
     weight = made.weight
     for name in set(Stored.__annotations__) & set(made._buffers):  # noqa: SLF001  (what it added)
         delattr(made, name)
-    made.__class__ = type(new).__bases__[1]
+    made.__class__ = class_of(new)
     made.weight = nn.Parameter(weight, requires_grad=False)
     return cast("nn.Module", made)
 

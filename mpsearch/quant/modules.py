@@ -50,6 +50,11 @@ class Stored(nn.Module):
     _ranges: Ranges = "mse"
 
     @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """That of the weight, outputs first, which is not computed for it."""
+        return self._shape
+
+    @property
     def weight(self) -> Tensor:
         """The weight the codes stand for, as the module's class lays it out."""
         values = self.stored().dequantize().to(self._type.dtype)
@@ -94,7 +99,7 @@ class Stored(nn.Module):
     def __reduce__(self) -> Any:
         """Its class is made again from the one it was made of, as no module holds it."""
         state = self.__getstate__()  # type: ignore[no-untyped-call]
-        return _empty, (type(self).__bases__[1],), state
+        return _empty, (class_of(self),), state
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         kept = {name: getattr(self, name) for name in self._names}
@@ -125,6 +130,11 @@ def quantized_class(of: type[nn.Module]) -> type[nn.Module]:
     if of not in _CLASSES:
         _CLASSES[of] = _made(of)
     return _CLASSES[of]
+
+
+def class_of(module: nn.Module) -> Any:
+    """The class of a module, of a quantized one that it was made from."""
+    return type(module).__bases__[1] if isinstance(module, Stored) else type(module)
 
 
 def _made(of: type[nn.Module]) -> type[nn.Module]:
